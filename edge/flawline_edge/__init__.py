@@ -1,0 +1,1 @@
+"""The station: cameras, triggers, the inspection loop, the journal and MQTT."""

@@ -1,0 +1,121 @@
+"""A recipe that is loaded and proven: bundle, engine and decision rule, ready to judge pictures."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flawline_engines import Engine, open_engine
+from flawline_inspect.bundle import Bundle
+from flawline_inspect.config import EngineConfig, RecipeConfig
+from flawline_inspect.decision import Decision, DecisionRule
+from flawline_inspect.errors import EngineError
+from flawline_inspect.frame import Placement, Roi, fit_picture
+
+__all__ = ["Inspector", "Judgement"]
+
+_log = logging.getLogger(__name__)
+
+# Largest difference of a golden score, as a share of the threshold, that the self-test accepts.
+_SELF_TEST_TOLERANCE = {"fp32": 1e-3, "bf16": 0.1}
+_RAW_TOLERANCE = 0.01
+"""Raw pictures also test the way to the frame, whose resizing may differ in the last bit between builds of OpenCV."""
+_WARM_UP_RUNS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """One picture judged. Durations in milliseconds."""
+
+    decision: Decision
+    heatmap: NDArray[np.float32]
+    expected: NDArray[np.uint8]
+    placement: Placement
+    fit_ms: float
+    infer_ms: float
+
+
+class Inspector:
+    """A context manager; on entering, the engine is opened, warmed up and tested with the golden pictures."""
+
+    def __init__(self, number: int, recipe: RecipeConfig, engine: EngineConfig, *, roi: Roi | None = None) -> None:
+        self.number = number
+        self.bundle = Bundle.open(recipe.bundle)
+        self.rule = DecisionRule(recipe.threshold or self.bundle.threshold, recipe.review_band)
+        self._roi = roi
+        self._opening = open_engine(self.bundle, engine.kind, precision=engine.precision, threads=engine.threads)
+        self._engine: Engine | None = None
+
+    @property
+    def engine_kind(self) -> str:
+        return self._engine.kind if self._engine is not None else ""
+
+    @property
+    def precision(self) -> str:
+        return self._engine.precision if self._engine is not None else ""
+
+    def __enter__(self) -> Inspector:
+        self._engine = self._opening.__enter__()
+        try:
+            self._self_test(self._engine)
+        except BaseException:
+            self._engine.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._engine is not None:
+            self._engine.__exit__(kind, exc, traceback)
+            self._engine = None
+
+    def judge(self, picture: NDArray[np.generic]) -> Judgement:
+        """Fit, infer, decide. Raises `PictureError` and `EngineError`."""
+        assert self._engine is not None, "an inspector judges only inside its `with`"
+        begin = time.perf_counter()
+        frame, placement = fit_picture(picture, self.bundle.frame, self._roi)
+        fitted = time.perf_counter()
+        inference = self._engine.infer(frame[None])
+        inferred = time.perf_counter()
+        decision = self.rule.decide(inference.scores[0], inference.heatmaps[0])
+        return Judgement(
+            decision,
+            inference.heatmaps[0],
+            inference.expected[0],
+            placement,
+            fit_ms=1e3 * (fitted - begin),
+            infer_ms=1e3 * (inferred - fitted),
+        )
+
+    def _self_test(self, engine: Engine) -> None:
+        """Every golden picture, fitted and raw, has to score as it did when the bundle was made.
+
+        Raises `EngineError`. This is what stands between a processor, library or graph gone wrong and a line of
+        parts judged by it.
+        """
+        spec, threshold = self.bundle.frame, self.bundle.threshold
+        blank = np.zeros((1, spec.height, spec.width, 3), np.uint8)
+        for _ in range(_WARM_UP_RUNS):
+            engine.infer(blank)
+        tolerance = _SELF_TEST_TOLERANCE[engine.precision]
+        for i, golden in enumerate(self.bundle.golden()):
+            from_raw, _ = fit_picture(golden.raw, spec)
+            for kind, frame, allowed in (
+                ("fitted", golden.fitted, tolerance),
+                ("raw", from_raw, max(tolerance, _RAW_TOLERANCE)),
+            ):
+                score = float(engine.infer(frame[None]).scores[0])
+                # `not <=`, so that a NaN fails too
+                if not abs(score - golden.score) <= allowed * max(abs(threshold), abs(golden.score)):
+                    raise EngineError(
+                        f"self-test failed: {kind} golden picture {i} ({golden.label}) of {self.bundle.model_id} scores "
+                        f"{score:.4f} on {engine.kind} {engine.precision}, expected {golden.score:.4f}; "
+                        "use another engine or precision"
+                    )
+        _log.info("%s passed its self-test on %s %s", self.bundle.model_id, engine.kind, engine.precision)

@@ -1,0 +1,43 @@
+"""`flawline run`."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from flawline_edge.daemon import stop_on_signals
+from flawline_edge.station import Station
+from flawline_inspect.config import load_config
+
+__all__ = ["run"]
+
+
+def run(*, config: Path = Path("config.yaml"), verbose: bool = False) -> int:
+    """Run the station until SIGTERM, Ctrl-C or the end of a finite source.
+
+    Parameters
+    ----------
+    config
+        The station's configuration.
+    verbose
+        Log every part, not only changes of state.
+    """
+    logging.getLogger().setLevel(min(logging.INFO, logging.getLogger().level))
+    log = logging.getLogger("flawline.verdict")
+    observers = [lambda inspection: log.info("%s", inspection.verdict.to_json())] if verbose else []
+    station = Station(load_config(config), observers=observers)
+    with stop_on_signals() as stop:
+        code = station.run(stop)
+    counts = station.counts
+    logging.getLogger(__name__).info(
+        "%d parts: %d OK, %d NotOK, %d NotDecidable, %d Undefined; %d frames dropped, %d late, %d unjournaled",
+        counts.inspected,
+        counts.by_result[1],
+        counts.by_result[2],
+        counts.by_result[3],
+        counts.by_result[0],
+        counts.dropped,
+        counts.late,
+        counts.unjournaled,
+    )
+    return code

@@ -1,0 +1,310 @@
+"""The bundle: one `.flawline` file that travels from the engineer to the line.
+
+A zip of `manifest.json`, the graph (`model.onnx`), the weights to retrain from (`weights.safetensors`) and golden pictures.
+The manifest holds the SHA-256 of every other member, so whoever knows the manifest's hash knows the whole bundle; the
+first 8 hex digits of it are part of the model's id. No member is ever unpickled, and none is unpacked to disk.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from flawline_inspect.errors import BundleError
+from flawline_inspect.files import write_atomic
+from flawline_inspect.frame import FRAME_MULTIPLE, FrameSpec
+
+__all__ = ["SCHEMA_VERSION", "Bundle", "Golden", "Manifest", "bundle_bytes", "save_bundle"]
+
+SCHEMA_VERSION = 1
+SUFFIX = ".flawline"
+MANIFEST = "manifest.json"
+MODEL = "model.onnx"
+WEIGHTS = "weights.safetensors"
+MAX_MEMBERS = 512
+MAX_MEMBER_BYTES = 1 << 30
+MAX_BUNDLE_BYTES = 2 << 30
+MAX_MANIFEST_BYTES = 64 << 20
+_MEMBER_NAME = re.compile(r"(golden/)?[A-Za-z0-9][A-Za-z0-9._-]*\Z")
+_MODEL_NAME_LENGTH = 11
+"""A model's id is at most 20 characters: 11 of its name, a dash and 8 hex digits."""
+
+# A fixed time for every member: the same training gives the same bytes.
+_ZIP_TIME = (1980, 1, 1, 0, 0, 0)
+
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+
+
+class FrameSection(_Section):
+    """The model's frame; see `flawline_inspect.frame`."""
+
+    width: Annotated[int, Field(ge=FRAME_MULTIPLE, le=8192, multiple_of=FRAME_MULTIPLE)]
+    height: Annotated[int, Field(ge=FRAME_MULTIPLE, le=8192, multiple_of=FRAME_MULTIPLE)]
+    bit_depth: Annotated[int, Field(ge=8, le=16)]
+    roi: tuple[int, int, int, int] | None = None
+    picture_wh: tuple[int, int]
+    """The usual size of the pictures that the model was trained on, in pixels."""
+
+
+class MethodSection(_Section):
+    name: str
+    parameters: dict[str, Any]
+
+
+class CalibrationSection(_Section):
+    """The leave-one-out scores of the held-out good pictures and the threshold that follows from them."""
+
+    scores: list[float]
+    threshold: float
+    basis: Literal["order_statistic", "log_normal"]
+    false_reject_target: float
+    promised_false_reject_rate: float
+
+
+class PictureEntry(_Section):
+    file: str
+    sha256: Sha256
+    role: Literal["train", "calibration"]
+
+
+class SkippedEntry(_Section):
+    file: str
+    reason: str
+
+
+class DataSection(_Section):
+    pictures: list[PictureEntry]
+    skipped: list[SkippedEntry] = []
+
+
+class CardSection(_Section):
+    """The model card (Mitchell et al. 2019), as short as one page of the factory's paper."""
+
+    intended_use: str
+    limits: str
+    data: str
+    who_may_be_wronged: str
+
+
+class GoldenEntry(_Section):
+    raw: str
+    fitted: str
+    label: Literal["good", "damaged"]
+    score: float
+    """By ONNX Runtime in fp32."""
+
+
+class MemberEntry(_Section):
+    sha256: Sha256
+    bytes: Annotated[int, Field(ge=0, le=MAX_MEMBER_BYTES)]
+
+
+class Manifest(_Section):
+    """`manifest.json`. Unknown keys are refused: they would mean a newer schema than this reader knows."""
+
+    schema_version: Literal[1]
+    name: Annotated[str, Field(pattern="^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    created: str
+    method: MethodSection
+    frame: FrameSection
+    calibration: CalibrationSection
+    data: DataSection
+    card: CardSection
+    golden: list[GoldenEntry]
+    versions: dict[str, str]
+    members: dict[str, MemberEntry]
+
+    @property
+    def frame_spec(self) -> FrameSpec:
+        frame = self.frame
+        return FrameSpec(frame.width, frame.height, frame.bit_depth, frame.roi)
+
+    @property
+    def threshold(self) -> float:
+        return self.calibration.threshold
+
+
+@dataclass(frozen=True, slots=True)
+class Golden:
+    """A picture whose score is known: `raw` as the camera gave it, `fitted` (H, W, 3) as the graph takes it."""
+
+    label: str
+    score: float
+    raw: NDArray[np.generic]
+    fitted: NDArray[np.uint8]
+
+
+class Bundle:
+    """A verified bundle, held in memory as it lies in the file.
+
+    Everything is checked on opening: size, member names, the manifest's schema, the SHA-256 of each member and that
+    the graph and the golden pictures it names are there. After that its content is trusted.
+    """
+
+    def __init__(self, data: bytes, source: str) -> None:
+        self.source = source
+        self._data = data
+        self.manifest_bytes, self.manifest = _verify(data, source)
+
+    @classmethod
+    def open(cls, path: Path | str) -> Bundle:
+        """Read and verify a bundle. Raises `BundleError` with one sentence that names the file and the member."""
+        path = Path(path)
+        try:
+            if not path.is_file():
+                state = "is a folder" if path.is_dir() else "does not exist"
+                raise BundleError(f"{path}: the bundle {state}; give a {SUFFIX} file made by `flawline train`")
+            if path.stat().st_size > MAX_BUNDLE_BYTES:
+                raise BundleError(f"{path}: larger than {MAX_BUNDLE_BYTES >> 30} GiB, which no bundle is")
+            return cls(path.read_bytes(), str(path))
+        except OSError as exc:
+            raise BundleError(f"{path}: the bundle cannot be read ({exc.strerror or exc})") from exc
+
+    @property
+    def model_id(self) -> str:
+        """NAME-xxxxxxxx: at most 11 characters of the name and 8 hex digits of the manifest's SHA-256."""
+        return f"{self.manifest.name[:_MODEL_NAME_LENGTH]}-{hashlib.sha256(self.manifest_bytes).hexdigest()[:8]}"
+
+    @property
+    def frame(self) -> FrameSpec:
+        return self.manifest.frame_spec
+
+    @property
+    def threshold(self) -> float:
+        return self.manifest.threshold
+
+    def member(self, name: str) -> bytes:
+        """A member's bytes. Raises `BundleError` when the bundle has no such member."""
+        if name not in self.manifest.members:
+            raise BundleError(f"{self.source}: has no member {name}; it has {', '.join(sorted(self.manifest.members))}")
+        with zipfile.ZipFile(io.BytesIO(self._data)) as archive:
+            return archive.read(name)
+
+    def golden(self) -> Iterator[Golden]:
+        """The golden pictures, good ones first, decoded one at a time."""
+        for entry in self.manifest.golden:
+            raw, fitted = (self._decode(name) for name in (entry.raw, entry.fitted))
+            yield Golden(entry.label, entry.score, raw, fitted.astype(np.uint8, copy=False))
+
+    def _decode(self, name: str) -> NDArray[np.generic]:
+        picture = cv2.imdecode(np.frombuffer(self.member(name), np.uint8), cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR)
+        if picture is None:
+            raise BundleError(f"{self.source}: {name} is not a picture")
+        return picture
+
+
+def _verify(data: bytes, source: str) -> tuple[bytes, Manifest]:
+    try:
+        archive = zipfile.ZipFile(io.BytesIO(data))
+    except (zipfile.BadZipFile, struct.error, ValueError, OSError) as exc:
+        raise BundleError(f"{source}: not a bundle, or truncated ({exc}); copy it again") from exc
+    with archive:
+        infos = archive.infolist()
+        names = [info.filename for info in infos]
+        if len(infos) > MAX_MEMBERS:
+            raise BundleError(f"{source}: has {len(infos)} members, at most {MAX_MEMBERS} are allowed")
+        for info in infos:
+            if not _MEMBER_NAME.match(info.filename):
+                raise BundleError(f"{source}: member {info.filename!r} has a name that no bundle member may have")
+            if info.file_size > MAX_MEMBER_BYTES:
+                raise BundleError(f"{source}: member {info.filename} unpacks to {info.file_size} bytes, too many")
+        for name in names:
+            if names.count(name) > 1:
+                raise BundleError(f"{source}: member {name} is there twice")
+        if MANIFEST not in names:
+            raise BundleError(f"{source}: has no {MANIFEST}; it is not a flawline bundle")
+        if archive.getinfo(MANIFEST).file_size > MAX_MANIFEST_BYTES:
+            raise BundleError(f"{source}: {MANIFEST} is larger than {MAX_MANIFEST_BYTES >> 20} MiB")
+        manifest_bytes = _read(archive, MANIFEST, source)
+        manifest = _parse_manifest(manifest_bytes, source)
+        listed = set(manifest.members)
+        for name in names:
+            if name != MANIFEST and name not in listed:
+                raise BundleError(f"{source}: member {name} is not in the manifest")
+        for name, entry in manifest.members.items():
+            if name not in names:
+                raise BundleError(f"{source}: member {name} is missing")
+            if archive.getinfo(name).file_size != entry.bytes:
+                raise BundleError(f"{source}: member {name} has another length than the manifest says")
+            if hashlib.sha256(_read(archive, name, source)).hexdigest() != entry.sha256:
+                raise BundleError(f"{source}: member {name} is damaged or was tampered with (SHA-256 differs)")
+        needed = {MODEL}.union(*({entry.raw, entry.fitted} for entry in manifest.golden))
+        for name in sorted(needed - listed):
+            raise BundleError(f"{source}: member {name} is missing")
+    return manifest_bytes, manifest
+
+
+def _read(archive: zipfile.ZipFile, name: str, source: str) -> bytes:
+    try:
+        return archive.read(name)
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        EOFError,
+        NotImplementedError,
+        RuntimeError,
+        struct.error,
+        OSError,
+    ) as exc:
+        raise BundleError(f"{source}: member {name} is damaged ({exc}); copy the bundle again") from exc
+
+
+def _parse_manifest(raw: bytes, source: str) -> Manifest:
+    try:
+        return Manifest.model_validate_json(raw)
+    except ValidationError as exc:
+        first = exc.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        if first["loc"] == ("schema_version",):
+            raise BundleError(
+                f"{source}: {MANIFEST} has schema_version {first.get('input')!r}, this flawline reads "
+                f"{SCHEMA_VERSION}; use the flawline that made it, or train again"
+            ) from exc
+        raise BundleError(f"{source}: {MANIFEST} is not valid at {where}: {first['msg']}") from exc
+
+
+def bundle_bytes(manifest: Mapping[str, Any], members: Mapping[str, bytes]) -> bytes:
+    """Pack `members` under a manifest; `manifest` is everything of `Manifest` but `schema_version` and `members`."""
+    listed = {name: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)} for name, data in members.items()}
+    checked = Manifest.model_validate({"schema_version": SCHEMA_VERSION, "members": listed, **manifest})
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        for name, data in {MANIFEST: checked.model_dump_json(indent=1).encode(), **members}.items():
+            info = zipfile.ZipInfo(name, _ZIP_TIME)
+            info.external_attr = 0o644 << 16
+            # Pictures are compressed already; weights and JSON are worth it.
+            info.compress_type = zipfile.ZIP_STORED if name.endswith((".png", ".webp")) else zipfile.ZIP_DEFLATED
+            archive.writestr(info, data)
+    return out.getvalue()
+
+
+def save_bundle(path: Path, manifest: Mapping[str, Any], members: Mapping[str, bytes]) -> Bundle:
+    """Write a bundle atomically: an older one at `path` survives whatever goes wrong. Returns it, verified.
+
+    Raises `BundleError` when it cannot be written, for example because the disk is full.
+    """
+    data = bundle_bytes(manifest, members)
+    bundle = Bundle(data, str(path))
+    try:
+        write_atomic(path, data)
+    except OSError as exc:
+        kept = "; the bundle that was there is untouched" if path.exists() else ""
+        raise BundleError(f"{path}: the bundle cannot be written ({exc.strerror or exc}){kept}") from exc
+    return bundle

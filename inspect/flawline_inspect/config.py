@@ -1,0 +1,341 @@
+"""`config.yaml` as one typed tree. Unknown keys, bad ranges and contradictions stop the program before anything starts.
+
+Each key has a description, a unit where it has one, and a default; `flawline config schema` prints them as JSON schema.
+Relative paths are relative to the file. Secrets come from the environment and are never part of the tree.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from flawline_inspect.errors import ConfigError
+
+__all__ = ["Config", "config_schema", "load_config", "mqtt_password", "parse_config"]
+
+EMBEDDED_BROKER = "embedded"
+PASSWORD_VARIABLE = "FLAWLINE_MQTT_PASSWORD"
+KEY_PASSWORD_VARIABLE = "FLAWLINE_MQTT_KEY_PASSWORD"
+MAX_TOPIC_LEVELS = 10
+_LEVELS_BELOW_ROOT = 2
+"""The deepest of our topics is ROOT/verdict/code; CODESYS reads at most 10 levels by default."""
+
+
+def _relative_to_file(path: Path, info: ValidationInfo) -> Path:
+    base = (info.context or {}).get("base")
+    return path if base is None or path.is_absolute() else Path(base) / path
+
+
+FilePath = Annotated[Path, AfterValidator(_relative_to_file)]
+
+
+def _key(
+    description: str,
+    *,
+    default: Any = ...,
+    default_factory: Any = None,
+    unit: str | None = None,
+    **bounds: Any,
+) -> Any:
+    extra: dict[str, Any] | None = {"unit": unit} if unit else None
+    if default_factory is not None:
+        return Field(default_factory=default_factory, description=description, json_schema_extra=extra, **bounds)
+    return Field(default=default, description=description, json_schema_extra=extra, **bounds)
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_unknown_keys(cls, data: Any) -> Any:
+        if isinstance(data, Mapping):
+            for key in data:
+                if key not in cls.model_fields:
+                    near = difflib.get_close_matches(str(key), cls.model_fields, n=1, cutoff=0.5)
+                    keys = ", ".join(cls.model_fields)
+                    hint = f'did you mean "{near[0]}"?' if near else f"the keys here are {keys}"
+                    raise PydanticCustomError(
+                        "unknown_key", 'unknown key "{key}"; {hint}', {"key": str(key), "hint": hint}
+                    )
+        return data
+
+
+class SimulatedSource(_Section):
+    """A simulated line: a plausible part with jitter, drift, noise and now and then a defect."""
+
+    kind: Literal["simulated"]
+    seed: int = _key("the same seed gives the same parts", default=0, ge=0)
+    defect_rate: float = _key("share of defective parts; higher shows more rejects", default=0.1, ge=0, le=1, unit="1")
+    fps: float = _key("parts a second", default=5.0, gt=0, le=1000, unit="1/s")
+    parts: int | None = _key("end after this many parts; null never ends", default=None, ge=1)
+
+
+class FolderSource(_Section):
+    """Pictures from a folder, sorted by name, one per trigger; a part's id is its file's stem."""
+
+    kind: Literal["folder"]
+    path: FilePath = _key("the folder; its subfolders are read too")
+    fps: float = _key("pictures a second", default=10.0, gt=0, le=1000, unit="1/s")
+    loop: bool = _key("true starts again at the end, false ends the station there", default=False)
+
+
+class VideoSource(_Section):
+    """Frames of a video file."""
+
+    kind: Literal["video"]
+    path: FilePath = _key("the video file")
+    fps: float | None = _key("frames a second; null takes the file's own", default=None, gt=0, le=1000, unit="1/s")
+    loop: bool = _key("true starts again at the end, false ends the station there", default=False)
+
+
+class DeviceSource(_Section):
+    """A camera at this machine (Video4Linux)."""
+
+    kind: Literal["device"]
+    device: int | str = _key("number of /dev/videoN, or the path itself", default=0)
+    width: int | None = _key("asked of the driver; null leaves it", default=None, ge=16, unit="px")
+    height: int | None = _key("asked of the driver; null leaves it", default=None, ge=16, unit="px")
+    fps: float | None = _key("asked of the driver; null leaves it", default=None, gt=0, unit="1/s")
+
+
+class StreamSource(_Section):
+    """A camera on the network: RTSP or HTTP (MJPEG)."""
+
+    kind: Literal["stream"]
+    url: str = _key("rtsp://…, http://… or https://…")
+    open_timeout_s: float = _key("give up connecting after this", default=5.0, gt=0, le=60, unit="s")
+    read_timeout_s: float = _key("a stream silent for this long is lost", default=3.0, gt=0, le=60, unit="s")
+
+    @field_validator("url")
+    @classmethod
+    def _has_scheme(cls, url: str) -> str:
+        if not re.match(r"(rtsps?|https?)://", url):
+            raise ValueError("expected a URL that starts with rtsp://, http:// or https://")
+        return url
+
+
+Source = Annotated[
+    SimulatedSource | FolderSource | VideoSource | DeviceSource | StreamSource, Field(discriminator="kind")
+]
+
+
+class CameraConfig(_Section):
+    name: str = _key("the camera's name, a topic level", pattern="^[A-Za-z0-9][A-Za-z0-9_-]{0,31}$")
+    source: Source = _key("where its pictures come from; `kind` is simulated, folder, video, device or stream")
+    roi: tuple[int, int, int, int] | None = _key(
+        "region of interest: x, y, width, height; null is the whole picture", default=None, unit="px"
+    )
+
+    @field_validator("roi")
+    @classmethod
+    def _roi_is_an_area(cls, roi: tuple[int, int, int, int] | None) -> tuple[int, int, int, int] | None:
+        if roi is not None and (roi[0] < 0 or roi[1] < 0 or roi[2] < 1 or roi[3] < 1):
+            raise ValueError("expected x >= 0, y >= 0, width >= 1, height >= 1")
+        return roi
+
+
+class TriggerConfig(_Section):
+    kind: Literal["free", "mqtt"] = _key(
+        "free: every frame is a part; mqtt: the PLC asks on ROOT/cmd/trigger", default="free"
+    )
+    max_rate: float = _key(
+        "free: parts a second at most; frames beyond it are dropped and counted",
+        default=20.0,
+        gt=0,
+        unit="1/s",
+    )
+    delay_ms: float = _key(
+        "mqtt: the frame is captured this long after the trigger", default=0.0, ge=0, le=60000, unit="ms"
+    )
+
+
+class RecipeConfig(_Section):
+    bundle: FilePath = _key("a .flawline file")
+    threshold: float | None = _key("null takes the bundle's; higher rejects less", default=None, gt=0)
+    review_band: tuple[float, float] | None = _key(
+        "factors of the threshold between which a part is NotDecidable `review`; null switches it off",
+        default=None,
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _path_alone(cls, data: Any) -> Any:
+        return {"bundle": data} if isinstance(data, str) else data
+
+
+class EngineConfig(_Section):
+    kind: Literal["auto", "openvino", "onnxruntime"] = _key("auto takes the fastest that works here", default="auto")
+    precision: Literal["fp32", "bf16"] = _key("bf16 needs OpenVINO on a processor that has it", default="fp32")
+    threads: int = _key("0 lets the engine choose; fewer leave cores to others", default=0, ge=0, le=256)
+
+
+class TlsConfig(_Section):
+    ca: FilePath | None = _key("certificate authority, PEM; null takes the system's", default=None)
+    cert: FilePath | None = _key("client certificate, PEM", default=None)
+    key: FilePath | None = _key(f"its key, PEM; its password comes from {KEY_PASSWORD_VARIABLE}", default=None)
+
+    @model_validator(mode="after")
+    def _cert_with_key(self) -> TlsConfig:
+        if (self.cert is None) != (self.key is None):
+            raise ValueError("cert and key belong together: give both or neither")
+        return self
+
+
+class MqttConfig(_Section):
+    host: str = _key(
+        'the broker; "embedded" starts a demo broker in this process', default=EMBEDDED_BROKER, min_length=1
+    )
+    port: int = _key(
+        "1883, with TLS usually 8883; 0 with the embedded broker takes a free one",
+        default=1883,
+        ge=0,
+        le=65535,
+    )
+    root: str = _key(
+        "topic root, recommended enterprise/site/area/line/station",
+        default="flawline/demo/hall1/line1/station1",
+    )
+    scalar_topics: bool = _key("also publish ROOT/verdict/code for PLCs without a JSON reader", default=False)
+    tls: TlsConfig | None = _key("null is plain TCP; {} is TLS with the system's authorities", default=None)
+    username: str | None = _key(f"the password comes from {PASSWORD_VARIABLE}", default=None)
+
+    @field_validator("root")
+    @classmethod
+    def _root_is_a_topic(cls, root: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*", root):
+            raise ValueError("expected levels of A-Za-z0-9._- with a single / between them")
+        if root.count("/") + 1 + _LEVELS_BELOW_ROOT > MAX_TOPIC_LEVELS:
+            raise ValueError(
+                f"expected at most {MAX_TOPIC_LEVELS - _LEVELS_BELOW_ROOT} levels, PLCs read {MAX_TOPIC_LEVELS}"
+            )
+        return root
+
+    @model_validator(mode="after")
+    def _embedded_is_plain(self) -> MqttConfig:
+        if self.host == EMBEDDED_BROKER and (self.tls or self.username):
+            raise ValueError('host "embedded" has neither TLS nor users; name a real broker')
+        if self.host != EMBEDDED_BROKER and self.port == 0:
+            raise ValueError("port 0 (any free one) is for the embedded broker only")
+        return self
+
+
+class Config(_Section):
+    """A station."""
+
+    station: str = _key(
+        "the station's name and the MQTT client id's stem",
+        default="station1",
+        pattern="^[A-Za-z0-9][A-Za-z0-9_-]{0,22}$",
+    )
+    state_dir: FilePath = _key(
+        "everything that the station writes: journal, boot counter, lock",
+        default=Path("state"),
+        validate_default=True,
+    )
+    cameras: list[CameraConfig] = _key("the station's camera", min_length=1)
+    trigger: TriggerConfig = _key("what makes a part", default_factory=TriggerConfig)
+    deadline_ms: float = _key(
+        "a part without a verdict after this is Undefined `deadline`",
+        default=200.0,
+        ge=5,
+        le=60000,
+        unit="ms",
+    )
+    recipes: dict[Annotated[int, Field(ge=0, le=65535)], RecipeConfig] = _key("recipe number: bundle", min_length=1)
+    recipe: int = _key("the recipe at start", default=1)
+    engine: EngineConfig = _key("what runs the model", default_factory=EngineConfig)
+    journal: Literal["best_effort", "required"] = _key(
+        "when the journal cannot be written: send the verdict all the same, or Undefined `journal`",
+        default="best_effort",
+    )
+    mqtt: MqttConfig = _key("the broker", default_factory=MqttConfig)
+
+    @model_validator(mode="after")
+    def _parts_agree(self) -> Config:
+        if self.recipe not in self.recipes:
+            known = ", ".join(str(number) for number in sorted(self.recipes))
+            raise ValueError(f"recipe is {self.recipe}, but recipes has only {known}")
+        if len(self.cameras) > 1:
+            raise ValueError(f"cameras has {len(self.cameras)} entries; a station of this version serves one camera")
+        return self
+
+
+def parse_config(data: Any, *, base: Path, source: str = "configuration") -> Config:
+    """Validate a tree as YAML gives it. Paths are relative to `base`. Raises `ConfigError` naming every wrong key."""
+    if not isinstance(data, Mapping):
+        raise ConfigError(f"{source}: expected keys such as station: and cameras:, found {type(data).__name__}")
+    try:
+        return Config.model_validate(data, context={"base": base})
+    except ValidationError as exc:
+        raise ConfigError("\n".join(f"{source}: {_sentence(error)}" for error in exc.errors())) from exc
+
+
+def load_config(path: Path | str) -> Config:
+    """Read and validate a `config.yaml`."""
+    path = Path(path)
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as exc:
+        raise ConfigError(
+            f"{path}: does not exist; copy config.yaml from the project, or name yours with --config"
+        ) from exc
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ConfigError(f"{path}: cannot be read ({exc})") from exc
+    except yaml.YAMLError as exc:
+        raise ConfigError(f"{path}: is not YAML: {' '.join(str(exc).split())}") from exc
+    return parse_config(data, base=path.resolve().parent, source=str(path))
+
+
+def _sentence(error: Any) -> str:
+    """One pydantic error as `cameras[0].source.fps: found 0, Input should be greater than 0`."""
+    where = ""
+    for part in error["loc"]:
+        if part in ("simulated", "folder", "video", "device", "stream") and where.endswith("source"):
+            continue  # the union's tag, not a key of the file
+        where += (
+            f"[{part}]" if isinstance(part, int) and not where.endswith("recipes") else f"{'.' if where else ''}{part}"
+        )
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] in ("missing", "unknown_key"):
+        return f"{where}: {message}" if where else message
+    found = error.get("input")
+    shown = "" if isinstance(found, Mapping) or found is None else f"found {found!r}, "
+    return f"{where}: {shown}{message}" if where else message
+
+
+def config_schema() -> dict[str, Any]:
+    """The JSON schema of `config.yaml`, with a description, a unit and a default for every key."""
+    schema = Config.model_json_schema()
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    schema["title"] = "flawline config.yaml"
+    return schema
+
+
+def mqtt_password() -> SecretStr | None:
+    """The broker's password from the environment; prints as stars."""
+    value = os.environ.get(PASSWORD_VARIABLE)
+    return SecretStr(value) if value is not None else None
+
+
+def mqtt_key_password() -> SecretStr | None:
+    value = os.environ.get(KEY_PASSWORD_VARIABLE)
+    return SecretStr(value) if value is not None else None

@@ -1,0 +1,49 @@
+"""`flawline config check` and `flawline config schema`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import yaml
+
+from flawline_inspect.bundle import Bundle
+from flawline_inspect.config import config_schema, load_config
+from flawline_inspect.errors import BundleError
+
+__all__ = ["check", "schema"]
+
+DEFAULT_CONFIG = Path("config.yaml")
+
+
+def check(file: Path = DEFAULT_CONFIG, /) -> None:
+    """Check a configuration and the bundles that it names, and print what is in force, defaults included.
+
+    Parameters
+    ----------
+    file
+        The configuration.
+    """
+    config = load_config(file)
+    for number, recipe in sorted(config.recipes.items()):
+        try:
+            Bundle.open(recipe.bundle)
+        except BundleError as exc:
+            raise BundleError(f"{file}: recipes.{number}: {exc}") from exc
+    print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, default_flow_style=None), end="")
+    print(f"# {file}: good")
+
+
+def schema(file: Path | None = None, /) -> None:
+    """Print the JSON schema of config.yaml: every key with its description, unit and default.
+
+    Parameters
+    ----------
+    file
+        Write it here instead of to the terminal.
+    """
+    text = json.dumps(config_schema(), indent=2)
+    if file is None:
+        print(text)
+    else:
+        file.write_text(text + "\n", encoding="utf-8")

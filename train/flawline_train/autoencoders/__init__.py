@@ -1,0 +1,5 @@
+"""Networks: plain `nn.Module`s from a picture to its reconstruction, nothing else."""
+
+from flawline_train.autoencoders.filtering import FilteringAutoencoder
+
+__all__ = ["FilteringAutoencoder"]

@@ -1,0 +1,82 @@
+"""`flawline eval`."""
+
+from __future__ import annotations
+
+import json as json_module
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from flawline_engines import EngineKind
+from flawline_inspect.bundle import Bundle
+from flawline_train.evaluate import Evaluation, evaluate
+
+__all__ = ["eval_command"]
+
+
+def eval_command(
+    bundle: Path, dataset: Path, /, *, json: bool = False, engine: EngineKind = "auto", threads: int = 0
+) -> None:
+    """Measure a bundle on a data set with good and defective parts.
+
+    Parameters
+    ----------
+    bundle
+        A .flawline file.
+    dataset
+        Folder with test/good, test/<defect> and, for pixel metrics, ground_truth/<defect>/<stem>_mask.png.
+    json
+        Print one JSON object.
+    engine
+        auto, openvino or onnxruntime.
+    threads
+        0 leaves their number to the engine.
+    """
+    err = Console(stderr=True, highlight=False)
+    opened = Bundle.open(bundle)
+    with Progress(console=err, transient=True, disable=not err.is_terminal) as progress:
+        task = progress.add_task("scoring", total=None)
+        result = evaluate(
+            opened,
+            dataset,
+            engine=engine,
+            threads=threads,
+            on_progress=lambda done, of: progress.update(task, completed=done, total=of),
+        )
+    for reason in result.skipped:
+        err.print(f"note: skipped {reason}", style="yellow", markup=False)
+    if json:
+        values = result.to_dict()
+        del values["skipped"]
+        print(json_module.dumps(values))
+    else:
+        Console(highlight=False).print(_table(opened, result))
+
+
+def _table(bundle: Bundle, result: Evaluation) -> Table:
+    table = Table(
+        box=None,
+        pad_edge=False,
+        title=f"{bundle.model_id}: {result.n_good} good, {result.n_bad} defective",
+        title_justify="left",
+    )
+    for heading in ("", "parts", "image AUROC", "not OK at threshold"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    table.add_row("good", str(result.n_good), "", f"{result.false_reject_rate:.1%} false rejects")
+    for kind, figures in result.by_defect.items():
+        table.add_row(kind, str(figures.n), f"{figures.image_auroc:.4f}", f"{1 - figures.escape_rate:.1%} caught")
+    table.add_row(
+        "all defects",
+        str(result.n_bad),
+        f"{result.image_auroc:.4f}",
+        f"{1 - result.escape_rate:.1%} caught",
+        style="bold",
+    )
+    table.add_row("average precision", "", f"{result.average_precision:.4f}", "")
+    if result.pixel_auroc is not None and result.aupro is not None:
+        table.add_row("pixel AUROC", "", f"{result.pixel_auroc:.4f}", "")
+        table.add_row("AUPRO (up to 30 %)", "", f"{result.aupro:.4f}", "")
+    table.add_row("threshold", "", f"{result.threshold:.4f}", "")
+    return table

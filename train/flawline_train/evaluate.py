@@ -1,0 +1,199 @@
+"""How good a bundle is, on a data set with good and defective parts that it never saw.
+
+The layout is the usual one of anomaly-detection sets: `test/good`, `test/<defect>`, and where masks exist
+`ground_truth/<defect>/<stem>_mask.png` (or `<stem>.png`). Metrics are torchmetrics' and anomalib's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torchmetrics.functional.classification import binary_auroc, binary_average_precision
+
+from flawline_engines import EngineKind, open_engine
+from flawline_inspect.bundle import Bundle
+from flawline_inspect.decision import DecisionRule
+from flawline_inspect.errors import InputError, PictureError
+from flawline_inspect.frame import fit_picture, read_picture
+from flawline_inspect.verdict import Result
+from flawline_train.pictures import find_pictures
+
+__all__ = ["DefectKind", "Evaluation", "evaluate"]
+
+GOOD = "good"
+AUPRO_LIMIT = 0.3
+"""False-positive rate up to which the per-region overlap is integrated, as usual since Bergmann et al. 2019."""
+_MAX_BATCH = 8
+
+
+@dataclass(frozen=True, slots=True)
+class DefectKind:
+    n: int
+    image_auroc: float
+    escape_rate: float
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """All figures are shares in 0-1; None where the set has no masks. Pixel metrics are taken in the model's frame.
+
+    `false_reject_rate`: good parts not OK at `threshold`; `escape_rate`: defective parts that are OK.
+    """
+
+    image_auroc: float
+    average_precision: float
+    pixel_auroc: float | None
+    aupro: float | None
+    false_reject_rate: float
+    escape_rate: float
+    threshold: float
+    n_good: int
+    n_bad: int
+    by_defect: dict[str, DefectKind]
+    skipped: list[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    path: Path
+    kind: str
+    mask: Path | None
+
+
+def evaluate(
+    bundle: Bundle,
+    dataset: Path | str,
+    *,
+    engine: EngineKind = "auto",
+    threads: int = 0,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Score every test picture at the bundle's own threshold.
+
+    Unreadable pictures are skipped and named in `skipped`. Raises `InputError` when the layout is another, or
+    when good or defective pictures are missing.
+    """
+    dataset = Path(dataset)
+    samples = _samples(dataset)
+    has_masks = any(sample.mask is not None for sample in samples)
+    spec, rule = bundle.frame, DecisionRule(bundle.threshold)
+    scores: list[float] = []
+    rejected: list[bool] = []
+    kinds: list[str] = []
+    heatmaps: list[NDArray[np.float16]] = []
+    masks: list[NDArray[np.uint8]] = []
+    skipped: list[str] = []
+    with open_engine(bundle, engine, threads=threads) as runner:
+        for done, sample in enumerate(samples, 1):
+            try:
+                frame, placement = fit_picture(read_picture(sample.path), spec)
+                mask = (
+                    placement.mask_to_frame(_read_mask(sample.mask), (spec.height, spec.width)) if sample.mask else None
+                )
+            except PictureError as exc:
+                skipped.append(str(exc))
+                continue
+            finally:
+                if on_progress is not None:
+                    on_progress(done, len(samples))
+            result = runner.infer(frame[None])
+            decision = rule.decide(result.scores[0], result.heatmaps[0])
+            scores.append(float(result.scores[0]))
+            rejected.append(decision.result is not Result.OK)
+            kinds.append(sample.kind)
+            if has_masks and (mask is not None or sample.kind == GOOD):
+                heatmaps.append(result.heatmaps[0].astype(np.float16))
+                masks.append(np.zeros((spec.height, spec.width), np.uint8) if mask is None else mask)
+
+    labels = np.array([kind != GOOD for kind in kinds])
+    if labels.all() or not labels.any():
+        missing = "good" if labels.all() else "defective"
+        raise InputError(f"{dataset}: no readable {missing} test pictures; both are needed to measure")
+    values, not_ok = np.nan_to_num(np.array(scores), nan=np.inf), np.array(rejected)
+    finite_top = values[np.isfinite(values)].max(initial=0.0) + 1
+    values = np.where(np.isfinite(values), values, finite_top)  # what cannot be scored is rejected: rank it on top
+    by_defect = {}
+    for kind in sorted(set(kinds) - {GOOD}):
+        chosen = np.array([k == kind for k in kinds])
+        subset = chosen | ~labels
+        by_defect[kind] = DefectKind(
+            int(chosen.sum()), _auroc(values[subset], labels[subset]), float((~not_ok[chosen]).mean())
+        )
+    pixel_auroc, aupro = (
+        _pixel_metrics(np.stack(heatmaps), np.stack(masks)) if any(m.any() for m in masks) else (None, None)
+    )
+    return Evaluation(
+        image_auroc=_auroc(values, labels),
+        average_precision=float(binary_average_precision(torch.from_numpy(values), torch.from_numpy(labels).int())),
+        pixel_auroc=pixel_auroc,
+        aupro=aupro,
+        false_reject_rate=float(not_ok[~labels].mean()),
+        escape_rate=float((~not_ok[labels]).mean()),
+        threshold=bundle.threshold,
+        n_good=int((~labels).sum()),
+        n_bad=int(labels.sum()),
+        by_defect=by_defect,
+        skipped=skipped,
+    )
+
+
+def _samples(dataset: Path) -> list[_Sample]:
+    test = dataset / "test"
+    if not dataset.is_dir():
+        raise InputError(
+            f"{dataset}: {'is a file' if dataset.exists() else 'does not exist'}; give a data set's folder"
+        )
+    if not test.is_dir():
+        raise InputError(
+            f"{dataset}: has no folder test/; expected test/good, test/<defect> and perhaps ground_truth/<defect>"
+        )
+    kinds = sorted(folder.name for folder in test.iterdir() if folder.is_dir() and not folder.name.startswith("."))
+    if GOOD not in kinds or len(kinds) < 2:
+        raise InputError(
+            f"{test}: has the folders {', '.join(kinds) or 'none'}; expected good and at least one kind of defect"
+        )
+    return [
+        _Sample(path, kind, None if kind == GOOD else _mask_of(dataset, kind, path))
+        for kind in kinds
+        for path in find_pictures(test / kind)
+    ]
+
+
+def _mask_of(dataset: Path, kind: str, picture: Path) -> Path | None:
+    folder = dataset / "ground_truth" / kind
+    for name in (f"{picture.stem}_mask.png", f"{picture.stem}.png", picture.name):
+        if (folder / name).is_file():
+            return folder / name
+    return None
+
+
+def _read_mask(path: Path) -> NDArray[np.uint8]:
+    mask = read_picture(path)
+    grey = np.asarray(mask if mask.ndim == 2 else mask.max(2), np.float32)
+    # JPEG-like noise around 0 is no defect; masks are 0 and 255, or 0 and 1.
+    return (grey > (127 if grey.max() > 1 else 0)).astype(np.uint8)
+
+
+def _auroc(scores: NDArray[np.floating], labels: NDArray[np.bool_]) -> float:
+    return float(binary_auroc(torch.from_numpy(scores), torch.from_numpy(labels).int()))
+
+
+def _pixel_metrics(heatmaps: NDArray[np.float16], masks: NDArray[np.uint8]) -> tuple[float, float]:
+    """AUROC over all pixels, and the area under the per-region overlap up to a false-positive rate of 0.3."""
+    from anomalib.metrics.aupro import _AUPRO  # heavy: imported where it is needed
+
+    maps, truth = torch.from_numpy(heatmaps.astype(np.float32)), torch.from_numpy(masks).int()
+    # Metrics squash what is outside 0-1 with a sigmoid, which merges large values; a monotonic map to 0-1 keeps every rank.
+    maps = (maps - maps.min()) / (maps.max() - maps.min()).clamp(min=1e-12)
+    metric = _AUPRO(fpr_limit=AUPRO_LIMIT)
+    metric.update(maps, truth)
+    return float(binary_auroc(maps.flatten(), truth.flatten())), float(metric.compute())

@@ -1,0 +1,184 @@
+"""Training the filtering autoencoder to repair.
+
+Input = good picture with structured corruption + Gaussian noise; target = the good picture + the *same* noise (arXiv
+2206.11723 and 2511.07233). The kept noise anchors the reconstruction to the identity on good pixels: the network may not
+blur, only repair. Squared error is averaged separately inside and outside the corrupted area and counts half and half, so
+that a scratch of twenty pixels weighs as much as the rest of the part.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from flawline_inspect.errors import FlawlineError, InputError
+from flawline_train.corruption import corrupt, jitter
+
+__all__ = ["Budget", "FitProgress", "FitResult", "choose_device", "fit"]
+
+_log = logging.getLogger(__name__)
+
+BATCH_SIZE = 8
+LEARNING_RATE = 1e-3
+WEIGHT_DECAY = 1e-4
+WARMUP_STEPS = 100
+FINAL_RATE = 1e-3
+"""Share of the learning rate that remains at the end of the cosine."""
+GRADIENT_NORM = 1.0
+CORRUPTED_SHARE = 0.9
+"""The rest of the batch is good as it is, so that doing nothing is learnt too."""
+NOISE = 0.05
+"""Largest standard deviation of the kept noise, of full scale; each picture draws its own below it."""
+INSIDE_WEIGHT = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """When to stop: at a number of steps (reproducible), or at a moment of the monotonic clock."""
+
+    steps: int | None = None
+    until: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.steps is None) == (self.until is None):
+            raise InputError("give either steps or a time, not both")
+
+    def share_done(self, step: int, started: float) -> float:
+        """0 at the beginning, 1 at the end."""
+        if self.steps is not None:
+            return step / self.steps
+        assert self.until is not None
+        return (time.monotonic() - started) / max(1e-6, self.until - started)
+
+
+@dataclass(frozen=True, slots=True)
+class FitProgress:
+    """`share` 0-1 of the budget; `loss` is smoothed over about fifty steps."""
+
+    share: float
+    step: int
+    loss: float
+
+
+@dataclass(frozen=True, slots=True)
+class FitResult:
+    steps: int
+    loss: float
+    seconds: float
+    autocast: bool
+    interrupted: bool
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` (CUDA where it works, else CPU), or what torch understands. Raises `InputError` naming what is there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as exc:
+        found = "cpu, cuda" if torch.cuda.is_available() else "cpu"
+        reason = str(exc).splitlines()[0]
+        raise InputError(f"--device {name} cannot be used ({reason}); this machine has {found}") from exc
+    return device
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether the processor multiplies bf16 natively; elsewhere autocast would only be slower."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type != "cpu":
+        return False
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="ignore")
+    except OSError:
+        return False
+    return any(flag in flags for flag in ("avx512_bf16", "amx_bf16", " bf16"))
+
+
+def fit(
+    network: nn.Module,
+    frames: NDArray[np.uint8],
+    budget: Budget,
+    *,
+    seed: int,
+    device: torch.device,
+    on_progress: Callable[[FitProgress], None] | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> FitResult:
+    """Train `network` in place on good `frames` (n, H, W, 3) BGR uint8; leaves it in evaluation mode on `device`.
+
+    With a budget of steps the same seed gives the same weights on the same machine and number of threads. `should_stop`
+    is asked after every step. Raises `FlawlineError` when the loss is no longer finite.
+    """
+    torch.manual_seed(seed)
+    rng = np.random.default_rng(seed)
+    network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
+    network.train()
+    optimiser = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True)
+    autocast = has_bf16(device)
+    context = torch.autocast(device.type, torch.bfloat16) if autocast else contextlib.nullcontext()
+
+    started = time.monotonic()
+    step, smooth_loss = 0, math.nan
+    interrupted = False
+    while (share := budget.share_done(step, started)) < 1:
+        rate = (
+            LEARNING_RATE * min(1.0, (step + 1) / WARMUP_STEPS) * (0.5 * (1 + math.cos(math.pi * share)) + FINAL_RATE)
+        )
+        for group in optimiser.param_groups:
+            group["lr"] = rate
+        noisy, target, mask = (tensor.to(device, non_blocking=True) for tensor in _batch(frames, rng))
+        with context:
+            repaired = network(noisy.contiguous(memory_format=torch.channels_last))
+        error = (repaired.float() - target).square().mean(1, keepdim=True)  # (B, 1, H, W)
+        inside = (error * mask).sum() / (mask.sum() + 1)
+        outside = (error * (1 - mask)).sum() / ((1 - mask).sum() + 1)
+        loss = INSIDE_WEIGHT * inside + (1 - INSIDE_WEIGHT) * outside
+        optimiser.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(network.parameters(), GRADIENT_NORM)
+        optimiser.step()
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise FlawlineError(f"training diverged at step {step} (loss {value}); try another --seed")
+        smooth_loss = value if math.isnan(smooth_loss) else 0.98 * smooth_loss + 0.02 * value
+        step += 1
+        if on_progress is not None:
+            on_progress(FitProgress(min(1.0, budget.share_done(step, started)), step, smooth_loss))
+        if should_stop():
+            interrupted = True
+            break
+    network.eval()
+    return FitResult(step, smooth_loss, time.monotonic() - started, autocast, interrupted)
+
+
+def _batch(frames: NDArray[np.uint8], rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Corrupted input, target and mask: (B, 3, H, W), (B, 3, H, W) and (B, 1, H, W), float32."""
+    height, width = frames.shape[1:3]
+    chosen = rng.integers(0, len(frames), BATCH_SIZE)
+    good = np.stack([jitter(frames[i].astype(np.float32) / 255, rng) for i in chosen])  # (B, H, W, 3)
+    damaged = good.copy()
+    masks = np.zeros((BATCH_SIZE, height, width, 1), np.float32)
+    for k in range(BATCH_SIZE):
+        if rng.random() < CORRUPTED_SHARE:
+            damaged[k], mask = corrupt(good[k], good[(k + 1) % BATCH_SIZE], rng)
+            masks[k, ..., 0] = mask
+    sigma = NOISE * rng.random((BATCH_SIZE, 1, 1, 1), np.float32)
+    noise = rng.standard_normal(good.shape, np.float32) * sigma
+    return _tensor(damaged + noise), _tensor(good + noise), _tensor(masks)
+
+
+def _tensor(pictures: NDArray[np.float32]) -> Tensor:
+    """(B, H, W, C) → (B, C, H, W), a channels-last view without a copy."""
+    return torch.from_numpy(pictures).permute(0, 3, 1, 2)

@@ -1,0 +1,153 @@
+"""From a folder of good pictures to frames: find, read, fit, split; nothing unreadable is passed over in silence."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flawline_inspect.errors import InputError, PictureError
+from flawline_inspect.frame import (
+    PICTURE_SUFFIXES,
+    FrameSpec,
+    Placement,
+    Roi,
+    fit_picture,
+    frame_for,
+    read_picture,
+)
+
+__all__ = ["GoodPictures", "PictureFile", "find_pictures", "load_good_pictures"]
+
+MIN_PICTURES = 8
+"""Fewer cannot be split into some to learn from and at least 3 to calibrate with."""
+
+CALIBRATION_SHARE = 0.25
+MIN_CALIBRATION = 3
+
+
+@dataclass(frozen=True, slots=True)
+class PictureFile:
+    """A picture that was read: its name relative to the folder, its size, and the SHA-256 of the file."""
+
+    path: Path
+    file: str
+    sha256: str
+    wh: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class GoodPictures:
+    """Good pictures brought to the frame: `frames` is (n, H, W, 3) BGR uint8, `files` their n origins."""
+
+    frames: NDArray[np.uint8]
+    files: tuple[PictureFile, ...]
+    spec: FrameSpec
+    placement: Placement
+    """Of a picture of the usual size."""
+    skipped: tuple[tuple[str, str], ...]
+    """(file, reason) of what was there and could not be used."""
+    sizes: Counter[tuple[int, int]]
+
+    def notes(self) -> list[str]:
+        """What the engineer should know of these pictures, a sentence each."""
+        out = [f"skipped {reason}" for _, reason in self.skipped]
+        usual, count = self.sizes.most_common(1)[0]
+        if len(self.sizes) > 1:
+            others = ", ".join(f"{n} of {w}x{h}" for (w, h), n in self.sizes.most_common()[1:4])
+            more = f" and {len(self.sizes) - 4} more sizes" if len(self.sizes) > 4 else ""
+            out.append(
+                f"pictures of {len(self.sizes)} sizes: {count} of {usual[0]}x{usual[1]}, {others}{more}; each was resized "
+                f"into the {self.spec.width}x{self.spec.height} frame with its aspect ratio kept and its border replicated"
+            )
+        if self.spec.bit_depth > 8:
+            out.append(f"16-bit pictures that use {self.spec.bit_depth} bits; scaled to 8 by that depth")
+        if len(self.files) < 20:
+            out.append(f"only {len(self.files)} good pictures; 20 to 100 make the threshold trustworthy")
+        return out
+
+    def split(self, rng: np.random.Generator) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """Indices to train on and to calibrate with; the latter are never shown to the optimiser."""
+        order = rng.permutation(len(self.files))
+        held_out = max(MIN_CALIBRATION, round(CALIBRATION_SHARE * len(order)))
+        return np.sort(order[held_out:]), np.sort(order[:held_out])
+
+
+def find_pictures(folder: Path) -> list[Path]:
+    """Every picture below `folder`, by suffix, sorted by path; hidden files and folders are left out."""
+    if not folder.is_dir():
+        state = "is a file" if folder.exists() else "does not exist"
+        raise InputError(f"{folder}: {state}; give a folder of pictures")
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in PICTURE_SUFFIXES
+        and path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+
+
+def load_good_pictures(
+    folder: Path, *, size: int, roi: Roi | None = None, on_progress: Callable[[int, int], None] | None = None
+) -> GoodPictures:
+    """Read and fit all good pictures below `folder`; the frame's long side is `size`.
+
+    A file that cannot be read is skipped and named. Raises `InputError` when fewer than 8 pictures remain.
+    """
+    paths = find_pictures(folder)
+    if not paths:
+        n_files = sum(path.is_file() for path in folder.rglob("*"))
+        found = f"none of its {n_files} files is a picture" if n_files else "it is empty"
+        raise InputError(
+            f"{folder}: {found}; give a folder of pictures of good parts ({', '.join(sorted(PICTURE_SUFFIXES))})"
+        )
+
+    # Two passes: the frame and the bit depth follow from all pictures, and keeping hundreds of camera pictures in memory
+    # to save the second reading is what makes training programs die on large sets.
+    files: list[PictureFile] = []
+    skipped: list[tuple[str, str]] = []
+    brightest_16_bit = 0
+    for done, path in enumerate(paths, 1):
+        name = path.relative_to(folder).as_posix()
+        try:
+            picture = read_picture(path)
+            if picture.dtype == np.uint16:
+                brightest_16_bit = max(brightest_16_bit, int(picture.max()))
+            wh = (picture.shape[1], picture.shape[0])
+            fit_picture(picture, FrameSpec(32, 32), roi)
+        except PictureError as exc:
+            reason = str(exc)
+            skipped.append((name, reason if name in reason else f"{name}: {reason}"))
+        else:
+            files.append(PictureFile(path, name, hashlib.sha256(path.read_bytes()).hexdigest(), wh))
+        if on_progress is not None:
+            on_progress(done, 2 * len(paths))
+    if len(files) < MIN_PICTURES:
+        also = f" ({len(skipped)} could not be used, the first: {skipped[0][1]})" if skipped else ""
+        raise InputError(
+            f"{folder}: {len(files)} usable picture{'s' * (len(files) != 1)}{also}; at least {MIN_PICTURES} of good parts are "
+            "needed, 20 to 100 are better"
+        )
+
+    sizes = Counter(file.wh for file in files)
+    usual_wh = sizes.most_common(1)[0][0]
+    spec = frame_for(usual_wh, size, bit_depth=_used_bits(brightest_16_bit), roi=roi)
+    frames = np.empty((len(files), spec.height, spec.width, 3), np.uint8)
+    placements: dict[tuple[int, int], Placement] = {}
+    for i, file in enumerate(files):
+        frames[i], placements[file.wh] = fit_picture(read_picture(file.path), spec, roi)
+        if on_progress is not None:
+            on_progress(len(paths) + i + 1, len(paths) + len(files))
+    return GoodPictures(frames, tuple(files), spec, placements[usual_wh], tuple(skipped), sizes)
+
+
+def _used_bits(brightest: int) -> int:
+    """The smallest usual camera depth that holds `brightest`; 8 when no picture has 16 bits."""
+    if not brightest:
+        return 8
+    return next(bits for bits in (8, 10, 12, 14, 16) if brightest < 1 << bits)

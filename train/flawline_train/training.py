@@ -1,0 +1,267 @@
+"""From a folder of good pictures to a bundle, in the order in which things happen."""
+
+from __future__ import annotations
+
+import logging
+import platform
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import safetensors.torch
+import torch
+
+from flawline_inspect import __version__
+from flawline_inspect.bundle import MODEL, WEIGHTS, Bundle, save_bundle
+from flawline_inspect.errors import InputError
+from flawline_inspect.frame import Roi
+from flawline_train.autoencoders import FilteringAutoencoder
+from flawline_train.calibrate import Calibration, calibrate
+from flawline_train.fit import Budget, FitProgress, FitResult, choose_device, fit
+from flawline_train.golden import PER_LABEL, choose_golden
+from flawline_train.graph import InspectionGraph, onnx_from_graph
+from flawline_train.pictures import GoodPictures, load_good_pictures
+
+__all__ = ["DEFAULT_MINUTES", "TrainProgress", "Training", "train"]
+
+_log = logging.getLogger(__name__)
+
+DEFAULT_MINUTES = 5.0
+DEFAULT_SIZE = 128
+DEFAULT_WIDTH = 32
+DEFAULT_FALSE_REJECT = 0.01
+_RESERVE_S = 14.0
+"""Kept for export and writing, of `minutes`."""
+_RESERVE_PER_PICTURE_S = 0.04
+_RESERVE_LIMIT = 0.5
+"""At least half of the time that is left goes into training."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainProgress:
+    """`stage` is read, train, calibrate, export or write; `share` 0-1 within it; `loss` while training."""
+
+    stage: str
+    share: float
+    loss: float | None = None
+    step: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """What `train` made: the verified bundle, how the fit went, and what the engineer should know."""
+
+    bundle: Bundle
+    fit: FitResult
+    notes: list[str]
+    parameters: int
+
+
+def train(
+    good: Path | str,
+    output: Path | str,
+    *,
+    minutes: float | None = None,
+    steps: int | None = None,
+    size: int = DEFAULT_SIZE,
+    width: int = DEFAULT_WIDTH,
+    seed: int = 0,
+    device: str = "auto",
+    roi: Roi | None = None,
+    false_reject: float = DEFAULT_FALSE_REJECT,
+    name: str | None = None,
+    on_progress: Callable[[TrainProgress], None] | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+    started: float | None = None,
+) -> Training:
+    """Learn what good parts look like and write the bundle.
+
+    `good`: a folder of pictures of good parts. `minutes` bounds the whole call (default 5), `steps` the optimiser's
+    steps instead, which makes it reproducible. `size`: the frame's long side in pixels. `width`: channels of the
+    network. `false_reject`: share of good parts that may be rejected. `started`: moment of the monotonic clock from
+    which `minutes` counts, if earlier than the call. An older bundle at `output` survives every failure.
+    Raises `InputError` and what derives from it for anything that the caller can mend.
+    """
+    started = time.monotonic() if started is None else started
+    good, output = Path(good), Path(output)
+    if steps is not None and minutes is not None:
+        raise InputError("give either --minutes or --steps, not both")
+    if steps is not None and steps < 1:
+        raise InputError(f"--steps is {steps}, expected at least 1")
+    minutes = DEFAULT_MINUTES if minutes is None else minutes
+    if steps is None and minutes < 0.5:
+        raise InputError(f"--minutes is {minutes}, expected at least 0.5; use --steps for a quick look")
+    if not 4 <= width <= 256:
+        raise InputError(f"--width is {width}, expected 4 to 256 channels")
+    if not 0 < false_reject < 1:
+        raise InputError(f"--false-reject is {false_reject}, expected a share between 0 and 1, such as 0.01")
+    _check_output(output)
+    torch_device = choose_device(device)
+
+    def report(stage: str, done: int, of: int) -> None:
+        if on_progress is not None:
+            on_progress(TrainProgress(stage, done / max(1, of)))
+
+    pictures = load_good_pictures(good, size=size, roi=roi, on_progress=lambda done, of: report("read", done, of))
+    train_indices, held_out = pictures.split(np.random.default_rng(seed))
+
+    torch.manual_seed(seed)
+    network = FilteringAutoencoder(width)
+    budget = (
+        Budget(steps=steps) if steps is not None else Budget(until=_end_of_fit(started, minutes, len(pictures.files)))
+    )
+
+    def report_fit(progress: FitProgress) -> None:
+        if on_progress is not None:
+            on_progress(TrainProgress("train", progress.share, progress.loss, progress.step))
+
+    result = fit(
+        network,
+        pictures.frames[train_indices],
+        budget,
+        seed=seed,
+        device=torch_device,
+        on_progress=report_fit,
+        should_stop=should_stop,
+    )
+    calibration = calibrate(
+        network,
+        pictures.frames[held_out],
+        pictures.placement,
+        false_reject_target=false_reject,
+        on_progress=lambda done, of: report("calibrate", done, of),
+    )
+
+    report("export", 0, 1)
+    graph = InspectionGraph(network.cpu(), calibration.error_map.cpu(), calibration.good, pictures.placement)
+    model = onnx_from_graph(graph)
+    report("write", 0, 1)
+    threshold = calibration.threshold
+    by_score = [int(held_out[i]) for i in np.argsort(calibration.scores)]
+    golden = choose_golden(
+        model,
+        pictures.spec,
+        threshold.value,
+        [pictures.files[i].path for i in (*by_score, *map(int, train_indices))],
+        np.random.default_rng((seed, 1)),
+    )
+    members = {MODEL: model, WEIGHTS: _half_weights(network), **golden.members}
+    manifest = {
+        "name": name or _default_name(output),
+        "created": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "method": {
+            "name": "filtering",
+            "parameters": {
+                "width": width,
+                "steps": result.steps,
+                "seed": seed,
+                "size": size,
+                "bf16": result.autocast,
+            },
+        },
+        "frame": {
+            "width": pictures.spec.width,
+            "height": pictures.spec.height,
+            "bit_depth": pictures.spec.bit_depth,
+            "roi": roi,
+            "picture_wh": pictures.placement.picture_wh,
+        },
+        "calibration": {
+            "scores": [float(score) for score in calibration.scores],
+            "threshold": threshold.value,
+            "basis": threshold.basis,
+            "false_reject_target": threshold.false_reject_target,
+            "promised_false_reject_rate": threshold.promised_false_reject_rate,
+        },
+        "data": _data_section(pictures, set(map(int, held_out))),
+        "card": _model_card(good.name, pictures, calibration),
+        "golden": golden.entries,
+        "versions": {
+            "flawline": __version__,
+            "python": platform.python_version(),
+            "torch": str(torch.__version__),
+            "onnx": version("onnx"),
+            "onnxruntime": version("onnxruntime"),
+            "opencv": cv2.__version__,
+            "numpy": np.__version__,
+        },
+    }
+    bundle = save_bundle(output, manifest, members)
+    report("write", 1, 1)
+    notes = pictures.notes()
+    for label in ("good", "damaged"):
+        count = sum(entry["label"] == label for entry in golden.entries)
+        if count < PER_LABEL:
+            notes.append(
+                f"only {count} of {PER_LABEL} {label} golden pictures keep 10 % distance from the threshold: the model separates badly"
+            )
+    return Training(bundle, result, notes, sum(parameter.numel() for parameter in network.parameters()))
+
+
+def _check_output(output: Path) -> None:
+    """Before minutes of work: can the bundle be written where it is wanted?"""
+    if output.is_dir():
+        raise InputError(f"{output}: is a folder; give the bundle's file name, such as {output / 'part.flawline'}")
+    if not output.parent.is_dir():
+        raise InputError(f"{output.parent}: does not exist; make the folder first, or write the bundle elsewhere")
+
+
+def _end_of_fit(started: float, minutes: float, n_pictures: int) -> float:
+    """The moment of the monotonic clock at which training has to end so that the whole takes `minutes`."""
+    end, now = started + 60 * minutes, time.monotonic()
+    reserve = min(_RESERVE_S + _RESERVE_PER_PICTURE_S * n_pictures, _RESERVE_LIMIT * (end - now))
+    return max(now + 1.0, end - reserve)
+
+
+def _default_name(output: Path) -> str:
+    name = re.sub(r"[^A-Za-z0-9._-]", "-", output.stem).lstrip("._-")[:64]
+    return name or "model"
+
+
+def _half_weights(network: FilteringAutoencoder) -> bytes:
+    """fp16 halves the file; retraining starts from these, inference never sees them."""
+    state = {
+        key: tensor.half().contiguous() if tensor.is_floating_point() else tensor.contiguous()
+        for key, tensor in network.state_dict().items()
+    }
+    return safetensors.torch.save(state)
+
+
+def _data_section(pictures: GoodPictures, held_out: set[int]) -> dict[str, Any]:
+    return {
+        "pictures": [
+            {"file": file.file, "sha256": file.sha256, "role": "calibration" if i in held_out else "train"}
+            for i, file in enumerate(pictures.files)
+        ],
+        "skipped": [{"file": file, "reason": reason} for file, reason in pictures.skipped],
+    }
+
+
+def _model_card(folder: str, pictures: GoodPictures, calibration: Calibration) -> dict[str, str]:
+    n, threshold = len(pictures.files), calibration.threshold
+    width, height = pictures.placement.picture_wh
+    beyond = (
+        f"the target of {threshold.false_reject_target:.2%} is extrapolated from them and only an estimate"
+        if threshold.basis == "log_normal"
+        else "the target lies within that promise"
+    )
+    return {
+        "intended_use": "Telling parts that look like the training pictures from parts that do not, under the same camera, light and pose.",
+        "limits": (
+            f"Sees what {pictures.spec.width}x{pictures.spec.height} pixels show; parts are expected in the pose of the training "
+            "pictures; no defect was ever shown to it, so its escape rate is unknown until it is measured with `flawline eval`. "
+            "It is no safety function (ISO 13849)."
+        ),
+        "data": f"{n} pictures of good parts from {folder!r}, mostly {width}x{height} pixels, {threshold.n} of them held out to calibrate.",
+        "who_may_be_wronged": (
+            f"Good parts unlike the training pictures are scrapped. {threshold.n} held-out pictures promise a false-reject rate of "
+            f"at most {threshold.promised_false_reject_rate:.1%} on average; {beyond}."
+        ),
+    }
