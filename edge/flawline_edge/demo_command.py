@@ -66,7 +66,7 @@ def demo(
         raise InputError(f"--seconds is {seconds}, expected more than 0")
     if not fps > 0:
         raise InputError(f"--fps is {fps}, expected more than 0")
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     opened = Bundle.open(bundle)
     with ExitStack() as stack:
         state_dir = stack.enter_context(tempfile.TemporaryDirectory(prefix="flawline-demo-"))
@@ -74,7 +74,7 @@ def demo(
             {
                 "station": "demo",
                 "state_dir": state_dir,
-                "cameras": [{"name": "top", "source": _source(camera, parts, fps, seed)}],
+                "cameras": [{"name": "top", "source": _source(camera, fps, seed)}],
                 "trigger": {"kind": "free", "max_rate": 1000},
                 "recipes": {1: str(bundle.resolve())},
                 "mqtt": {"host": "embedded", "port": port, "root": _ROOT, "scalar_topics": True},
@@ -108,7 +108,7 @@ def demo(
 
 
 class _StopAfter:
-    """Ends the station after a number of parts, for sources that do not end by themselves."""
+    """Ends the station after a number of parts."""
 
     def __init__(self, parts: int, stop: threading.Event) -> None:
         self._left, self._stop = parts, stop
@@ -120,10 +120,10 @@ class _StopAfter:
             self._stop.set()
 
 
-def _source(camera: str | None, parts: int | None, fps: float, seed: int) -> dict[str, Any]:
+def _source(camera: str | None, fps: float, seed: int) -> dict[str, Any]:
     """`--camera` as the configuration has it."""
     if camera is None:
-        return {"kind": "simulated", "seed": seed, "fps": fps, "parts": parts, "defect_rate": 0.2}
+        return {"kind": "simulated", "seed": seed, "fps": fps, "defect_rate": 0.2}
     if camera.isdigit() or camera.startswith("/dev/"):
         return {"kind": "device", "device": int(camera) if camera.isdigit() else camera}
     if re.match(r"[a-z]+://", camera):

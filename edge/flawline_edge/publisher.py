@@ -35,6 +35,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from flawline_edge.journal import Journal, JournalError
+from flawline_inspect.clock import wall_clock
 from flawline_inspect.errors import BrokerError
 from flawline_inspect.verdict import Verdict, wall_time
 
@@ -722,7 +723,7 @@ def _backoff_s(failures: int) -> float:
 
 
 def _now() -> str:
-    return wall_time(time.time())  # noqa: TID251 - people read it
+    return wall_time(wall_clock())
 
 
 def _compact(payload: dict[str, Any]) -> str:

@@ -113,6 +113,7 @@ class Station:
         self._triggers: queue.Queue[Trigger] = queue.Queue(WAITING_TRIGGERS)
         self._duplicates = Duplicates()
         self._ready = False
+        self._alarms: set[str] = set()
         self._boot = ""
         self._state = StationState("starting", "", config.recipe, self._inspector.bundle.model_id, "", "", "")
 
@@ -285,13 +286,17 @@ class Station:
 
     def _note_camera(self, error: CameraError | None) -> None:
         """A lost camera shows as alarm and state, once when it goes and once when it is back."""
-        lost = self._state.state == "fault"
-        if error is not None and not lost:
-            self._publisher.alarm("camera", True, str(error))
-            self._set_state("fault", reason="camera")
-        elif error is None and lost:
-            self._publisher.alarm("camera", False)
-            self._set_state("ready")
+        changed = self._alarm("camera", str(error) if error is not None else "")
+        if changed:
+            self._set_state("fault" if error is not None else "ready", reason="camera" if error is not None else "")
+
+    def _alarm(self, name: str, text: str) -> bool:
+        """Raise an alarm, or end it with an empty text. Returns whether that changed anything."""
+        if bool(text) == (name in self._alarms):
+            return False
+        self._alarms.symmetric_difference_update({name})
+        self._publisher.alarm(name, bool(text), text)
+        return True
 
     # --- one part ------------------------------------------------------------------------------------------------
 
@@ -341,8 +346,15 @@ class Station:
             decision = Decision.undefined(Reason.CAMERA)
         except EngineError as exc:
             _log.error("trigger %s: %s", trigger.id, exc)
-            self._publisher.alarm("engine", True, str(exc))
+            self._alarm("engine", str(exc))
             decision = Decision.undefined(Reason.ENGINE)
+        except Exception as exc:
+            # One part that nobody foresaw must not stop the line; it gets its verdict, and the log the traceback.
+            _log.exception("trigger %s: inspection failed", trigger.id)
+            self._alarm("engine", f"inspection failed: {type(exc).__name__}")
+            decision = Decision.undefined(Reason.ENGINE)
+        else:
+            self._alarm("engine", "")
         self._settle(trigger, decision, frame, judgement)
 
     def _settle(
@@ -358,6 +370,8 @@ class Station:
             verdict = self._unjournaled(trigger, verdict, frame)
         except FutureTimeoutError:
             pass  # the deadline clock has the trigger by now, or takes it in the next instant
+        else:
+            self._alarm("journal", "")
         journal_ms = 1e3 * (time.monotonic() - before)
         if time.monotonic() < trigger.deadline and trigger.claim():
             self._publisher.publish_verdict(verdict)
@@ -374,7 +388,7 @@ class Station:
     def _unjournaled(self, trigger: Trigger, verdict: Verdict, frame: CameraFrame | None) -> Verdict:
         """The disk refused. By policy the verdict goes out all the same, or becomes Undefined `journal`."""
         self.counts.unjournaled += 1
-        self._publisher.alarm("journal", True, "the journal cannot be written; check the disk")
+        self._alarm("journal", "the journal cannot be written; check the disk")
         if self.config.journal == "required":
             return self._verdict(trigger, Decision.undefined(Reason.JOURNAL), frame)
         return verdict

@@ -22,14 +22,23 @@ from numpy.typing import NDArray
 from flawline_engines.engine import Engine, EngineKind, Precision
 from flawline_inspect.errors import EngineError
 
-__all__ = ["GraphCost", "Latency", "conv_gflop", "graph_cost", "measure", "peak_gflops"]
+__all__ = [
+    "GraphCost",
+    "Latency",
+    "conv_gflop",
+    "convolution_model",
+    "graph_cost",
+    "has_precision",
+    "measure",
+    "peak_gflops",
+]
 
 WARM_UP_SHARE = 0.2
 """Part of the measuring time that is spent before it, unmeasured: caches, threads and clocks settle."""
 MIN_WARM_UPS = 3
 MIN_RUNS = 20
 
-PEAK_SHAPES = ((64, 32), (128, 32), (128, 64), (256, 32))
+PEAK_SHAPES = ((64, 64), (128, 32), (128, 64), (256, 32))
 """Channels and side in pixels of the convolutions whose best rate is the peak: which one wins depends on the caches."""
 PEAK_DEPTH = 6
 """Convolutions in a row, so that what comes before and after them is lost in their time."""
@@ -182,6 +191,13 @@ def peak_gflops(
     return best
 
 
+def has_precision(kind: EngineKind, precision: Precision) -> bool:
+    """Whether this machine computes in `precision` with this engine."""
+    with contextlib.suppress(EngineError), _engine_for(convolution_model(16, 16), (16, 16), kind, precision, 1):
+        return True
+    return False
+
+
 def _engine_for(model: bytes, hw: tuple[int, int], kind: EngineKind, precision: Precision, threads: int) -> Engine:
     """As `open_engine`, for a graph that is no bundle's."""
     if kind == "openvino":
@@ -231,7 +247,7 @@ def convolution_model(channels: int, side: int) -> bytes:
             _field(12, _value("expected", _UINT8, picture)),
         ]
     )
-    opset = _field(1, b"") + _field(2, 13)  # the last in which ReduceMean's axes are an attribute is 17
+    opset = _field(1, b"") + _field(2, 13)  # from 18 on ReduceMean takes its axes as a tensor
     return _field(1, 8) + _field(7, graph) + _field(8, opset)
 
 
@@ -278,10 +294,3 @@ def _value(name: str, element: int, shape: Sequence[int | str]) -> bytes:
     dims = b"".join(_field(1, _field(1, size) if isinstance(size, int) else _field(2, size.encode())) for size in shape)
     tensor = _field(1, element) + _field(2, dims)
     return _field(1, name.encode()) + _field(2, _field(1, tensor))
-
-
-def has_precision(kind: EngineKind, precision: Precision) -> bool:
-    """Whether this machine computes in `precision` with this engine."""
-    with contextlib.suppress(EngineError), _engine_for(convolution_model(16, 16), (16, 16), kind, precision, 1):
-        return True
-    return False

@@ -40,6 +40,8 @@ DEFAULT_FALSE_REJECT = 0.01
 _RESERVE_S = 14.0
 """Kept for export and writing, of `minutes`."""
 _RESERVE_PER_PICTURE_S = 0.04
+_RESERVE_PER_READING = 40.0
+"""Golden pictures are read, damaged and written at camera size; all of it takes about this many times the reading of one."""
 _RESERVE_LIMIT = 0.5
 """At least half of the time that is left goes into training."""
 
@@ -109,13 +111,17 @@ def train(
         if on_progress is not None:
             on_progress(TrainProgress(stage, done / max(1, of)))
 
+    before = time.monotonic()
     pictures = load_good_pictures(good, size=size, roi=roi, on_progress=lambda done, of: report("read", done, of))
+    reading_s = (time.monotonic() - before) / len(pictures.files)
     train_indices, held_out = pictures.split(np.random.default_rng(seed))
 
     torch.manual_seed(seed)
     network = FilteringAutoencoder(width)
     budget = (
-        Budget(steps=steps) if steps is not None else Budget(until=_end_of_fit(started, minutes, len(pictures.files)))
+        Budget(steps=steps)
+        if steps is not None
+        else Budget(until=_end_of_fit(started, minutes, len(pictures.files), reading_s))
     )
 
     def report_fit(progress: FitProgress) -> None:
@@ -213,10 +219,11 @@ def _check_output(output: Path) -> None:
         raise InputError(f"{output.parent}: does not exist; make the folder first, or write the bundle elsewhere")
 
 
-def _end_of_fit(started: float, minutes: float, n_pictures: int) -> float:
+def _end_of_fit(started: float, minutes: float, n_pictures: int, reading_s: float) -> float:
     """The moment of the monotonic clock at which training has to end so that the whole takes `minutes`."""
     end, now = started + 60 * minutes, time.monotonic()
-    reserve = min(_RESERVE_S + _RESERVE_PER_PICTURE_S * n_pictures, _RESERVE_LIMIT * (end - now))
+    wanted = _RESERVE_S + _RESERVE_PER_PICTURE_S * n_pictures + _RESERVE_PER_READING * reading_s
+    reserve = min(wanted, _RESERVE_LIMIT * (end - now))
     return max(now + 1.0, end - reserve)
 
 

@@ -93,7 +93,7 @@ def _groove(
     workpiece: Workpiece, points: F32, rng: np.random.Generator, core: Colour, flank: Colour, strength: float
 ) -> U8:
     """A tapering line of `core`, with `flank` on its side away from the light; strength 0-1."""
-    thickness = int(rng.integers(1, 3))
+    thickness = int(rng.integers(1, 4))
     x, y = points.mean(0).tolist()
     reach = float(np.ptp(points, 0).max()) / 2 + 12
     spot = Spot(workpiece, (x, y), reach)
@@ -108,22 +108,22 @@ def _groove(
 
 
 def _crack(workpiece: Workpiece, rng: np.random.Generator) -> U8:
-    points = _walk(rng, _site(rng), rng.uniform(14, 34), 2.2, 0.42)
-    return _groove(workpiece, points, rng, (30, 30, 32), (206, 206, 204), rng.uniform(0.6, 0.95))
+    points = _walk(rng, _site(rng), rng.uniform(18, 60), 2.2, 0.42)
+    return _groove(workpiece, points, rng, (30, 30, 32), (206, 206, 204), rng.uniform(0.7, 1.0))
 
 
 def _scratch(workpiece: Workpiece, rng: np.random.Generator) -> U8:
-    points = _walk(rng, _site(rng), rng.uniform(16, 60), 2.0, 0.012)
-    return _groove(workpiece, points, rng, (246, 246, 244), (92, 92, 92), rng.uniform(0.4, 0.85))
+    points = _walk(rng, _site(rng), rng.uniform(25, 90), 2.0, 0.012)
+    return _groove(workpiece, points, rng, (246, 246, 244), (80, 80, 80), rng.uniform(0.5, 1.0))
 
 
 def _dent(workpiece: Workpiece, rng: np.random.Generator) -> U8:
     """Soft shading only: the wall towards the light is dark, the far one bright."""
-    radius = rng.uniform(2.6, 5.0)
+    radius = rng.uniform(3.0, 7.5)
     spot = Spot(workpiece, _site(rng), radius * 3)
     slope = -towards_light(spot.dx, spot.dy) / radius
     bowl = np.exp(-(spot.dx**2 + spot.dy**2) / (2 * radius**2))
-    shading = (rng.uniform(22, 52) * slope * bowl)[..., None]
+    shading = (rng.uniform(30, 80) * slope * bowl)[..., None]
     shape = spot.blend(np.ones_like(spot.solid), spot.view[..., :3] + shading)
     return shape & spot.shape(bowl * spot.solid)
 
@@ -132,8 +132,8 @@ def _pinhole(workpiece: Workpiece, rng: np.random.Generator) -> U8:
     x, y = _site(rng)
     shape = nothing()
     for _ in range(rng.integers(1, 4)):
-        radius = rng.uniform(0.45, 0.95)
-        spot = Spot(workpiece, (x, y), 4)
+        radius = rng.uniform(0.6, 1.9)
+        spot = Spot(workpiece, (x, y), 5)
         distance = spot.distance - np.float32(radius)
         shape |= spot.blend(np.clip(0.5 - np.abs(distance - 0.5) * 2, 0, 1) * 0.3, (215, 215, 215))
         shape |= spot.blend(np.clip(0.5 - distance * 2, 0, 1) * 0.85, (30, 30, 30))
@@ -146,7 +146,7 @@ def _discolouration(workpiece: Workpiece, rng: np.random.Generator) -> U8:
     radius = rng.uniform(9, 20)
     spot = Spot(workpiece, _site(rng), radius * 2)
     weight = np.clip(-spot.blob(rng, radius, 0.3) / (radius * 0.6), 0, 1)
-    shift = np.array([-1.0, -0.15, 0.35] if rng.random() < 0.5 else [0.8, -0.1, -0.8]) * rng.uniform(8, 15)
+    shift = np.array([-1.0, -0.15, 0.35] if rng.random() < 0.5 else [0.8, -0.1, -0.8]) * rng.uniform(10, 26)
     return spot.tint(weight, (1, 1, 1), shift)
 
 

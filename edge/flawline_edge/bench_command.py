@@ -1,0 +1,493 @@
+"""`flawline bench`: what this machine makes of a bundle, and what the daemon adds to it."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json as json_module
+import os
+import platform
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from flawline_edge.cameras import CameraFrame
+from flawline_edge.demo_command import DEMO_BUNDLE
+from flawline_edge.station import Inspection, Station
+from flawline_engines.bench import GraphCost, graph_cost, has_precision, measure, peak_gflops
+from flawline_engines.engine import EngineKind, Precision, installed_kinds, open_engine
+from flawline_inspect.bundle import MODEL, Bundle
+from flawline_inspect.clock import wall_clock
+from flawline_inspect.config import EMBEDDED_BROKER, parse_config
+from flawline_inspect.errors import BrokerError, CameraError, EngineError, InputError
+
+__all__ = ["bench"]
+
+MAX_BATCH = 64
+PAUSE_S = 0.02
+"""Between a verdict and the next part, so that no part waits for the one before it."""
+WARM_UP_PARTS = 10
+"""Parts that the daemon inspects first and that are not measured."""
+FSYNCS = 200
+FSYNC_BYTES = 4096  # a page of the journal's file
+DEMO_PARTS = 30
+DEMO_TIMEOUT_S = 120.0
+DEADLINE_MS = 10_000.0
+"""Long: a part that misses its deadline tells nothing of the daemon."""
+
+_MOSQUITTO_START_S = 5.0
+_SYSTEM_PROGRAMS = "/usr/sbin"  # Debian puts mosquitto where no ordinary PATH looks
+
+_Report = dict[str, Any]
+
+
+def bench(
+    bundle: Path = DEMO_BUNDLE,
+    /,
+    *,
+    engines: list[Literal["openvino", "onnxruntime"]] | None = None,
+    threads: list[int] | None = None,
+    batches: list[int] | None = None,
+    seconds: float = 1.0,
+    parts: int = 200,
+    json: bool = False,
+) -> None:
+    """Measure latency, throughput and what the daemon adds.
+
+    Parameters
+    ----------
+    bundle
+        A .flawline file; without it the demo's.
+    engines
+        openvino or onnxruntime; may be repeated. Without it all that work here.
+    threads
+        Of the engine, 0 leaves their number to it; may be repeated. Without it 1 and all cores.
+    batches
+        Frames per call; may be repeated. Without it 1 and 8.
+    seconds
+        Time for each measurement of an engine.
+    parts
+        Parts that the daemon inspects for its overhead; 0 leaves the daemon out.
+    json
+        Print one JSON object instead of tables.
+    """
+    cores = _cores()
+    threads = _unique(threads or [1, cores])
+    batches = _unique(batches or [1, 8])
+    _check_options(threads, batches, seconds, parts)
+    opened = Bundle.open(bundle)
+    progress = Console(stderr=True, highlight=False)
+    progress.print("counting the graph's operations", markup=False)
+    cost = graph_cost(opened.member(MODEL), (opened.frame.height, opened.frame.width))
+    report: _Report = {
+        "model": opened.model_id,
+        "frame_wh": [opened.frame.width, opened.frame.height],
+        "machine": _machine(cores),
+        "gflop_per_frame": {"network": cost.network_gflop, "tail": cost.tail_gflop, "total": cost.gflop},
+        "engines": list(_engine_rows(opened, cost, engines or installed_kinds(), threads, batches, seconds, progress)),
+        "daemon": None,
+        "memory": None,
+    }
+    if not report["engines"]:
+        raise EngineError("no engine could be measured; see above for the reasons")
+    if parts:
+        report["daemon"] = _daemon(bundle, parts, progress)
+        report["memory"] = _memory(bundle, progress)
+    if json:
+        print(json_module.dumps(report))
+    else:
+        _print(Console(highlight=False), report)
+
+
+def _check_options(threads: list[int], batches: list[int], seconds: float, parts: int) -> None:
+    for number in threads:
+        if not 0 <= number <= 256:
+            raise InputError(f"--threads is {number}, expected 0 to 256")
+    for number in batches:
+        if not 1 <= number <= MAX_BATCH:
+            raise InputError(f"--batches is {number}, expected 1 to {MAX_BATCH}")
+    if not 0 < seconds <= 3600:
+        raise InputError(f"--seconds is {seconds}, expected more than 0 and at most 3600")
+    if parts < 0:
+        raise InputError(f"--parts is {parts}, expected at least 1, or 0 to leave the daemon out")
+
+
+def _unique(numbers: Sequence[int]) -> list[int]:
+    return list(dict.fromkeys(numbers))
+
+
+def _cores() -> int:
+    """Cores that this process may use, which in a container are fewer than the machine's."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _machine(cores: int) -> _Report:
+    processor = platform.machine()
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                processor = line.partition(":")[2].strip()
+                break
+    return {
+        "processor": processor,
+        "cores": cores,
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "versions": {kind: version(kind) for kind in installed_kinds()},
+    }
+
+
+# --- engines ---------------------------------------------------------------------------------------------------------
+
+
+def _engine_rows(
+    bundle: Bundle,
+    cost: GraphCost,
+    kinds: Sequence[EngineKind],
+    threads: list[int],
+    batches: list[int],
+    seconds: float,
+    progress: Console,
+) -> Iterator[_Report]:
+    golden = [picture.fitted for picture in bundle.golden()]
+    for kind in dict.fromkeys(kinds):
+        precisions: list[Precision] = ["fp32"]
+        if kind == "openvino" and has_precision(kind, "bf16"):
+            precisions.append("bf16")
+        for precision in precisions:
+            for n in threads:
+                try:
+                    progress.print(f"{kind} {precision}, {_threads(n)}: what its convolutions reach", markup=False)
+                    peak = peak_gflops(kind, precision=precision, threads=n)
+                    with open_engine(bundle, kind, precision=precision, threads=n) as engine:
+                        for batch in batches:
+                            progress.print(f"{kind} {precision}, {_threads(n)}: batch {batch}", markup=False)
+                            frames = np.stack([golden[i % len(golden)] for i in range(batch)])
+                            yield _engine_row(engine, n, frames, cost, peak, seconds)
+                except EngineError as exc:
+                    progress.print(f"flawline: {kind} {precision} is left out: {exc}", style="yellow", markup=False)
+                    break
+
+
+def _engine_row(
+    engine: Any, threads: int, frames: NDArray[np.uint8], cost: GraphCost, peak: float, seconds: float
+) -> _Report:
+    latency = measure(engine, frames, seconds=seconds)
+    gflops = cost.gflop * latency.batch / latency.median_ms * 1e3
+    return {
+        "engine": engine.kind,
+        "precision": engine.precision,
+        "threads": threads,
+        "batch": latency.batch,
+        "runs": latency.runs,
+        "min_ms": latency.min_ms,
+        "median_ms": latency.median_ms,
+        "p99_ms": latency.p99_ms,
+        "frames_per_s": latency.frames_per_s,
+        "gflop_per_s": gflops,
+        "peak_gflop_per_s": peak,
+        "share_of_peak": gflops / peak,
+    }
+
+
+def _threads(n: int) -> str:
+    return "threads as it likes" if n == 0 else f"{n} thread{'s' if n > 1 else ''}"
+
+
+# --- the daemon ------------------------------------------------------------------------------------------------------
+
+
+class _PreparedLine:
+    """A live camera whose pictures were made beforehand, and the observer that asks it for the next one.
+
+    A picture is handed over `PAUSE_S` after the last verdict: the station is idle then, as between two parts of a line
+    that it keeps up with.
+    """
+
+    live = True
+    interval_s = 0.0
+
+    def __init__(self, pictures: Sequence[NDArray[np.generic]], parts: int) -> None:
+        self.inspections: list[Inspection] = []
+        self._pictures, self._parts = pictures, parts
+        self._given = 0
+        self._left, self._answered = threading.Event(), threading.Event()
+
+    def __enter__(self) -> _PreparedLine:
+        self._left.clear()
+        self._answered.set()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._left.set()
+        self._answered.set()  # a read that waits for the last verdict ends, too
+
+    def read(self) -> CameraFrame | None:
+        self._answered.wait()
+        if self._left.wait(PAUSE_S):
+            raise CameraError("the prepared camera was left")
+        if self._given == self._parts:
+            return None
+        self._answered.clear()
+        picture = self._pictures[self._given % len(self._pictures)]
+        self._given += 1
+        return CameraFrame(picture, wall_clock(), time.monotonic(), f"B{self._given:06d}")
+
+    def __call__(self, inspection: Inspection) -> None:
+        self.inspections.append(inspection)
+        self._answered.set()
+
+
+def _daemon(bundle: Path, parts: int, progress: Console) -> _Report | None:
+    """The overhead of a whole station, on the engine that it takes by itself. None where there is no broker."""
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="flawline-bench-", dir=_folder_on_disk())))
+        progress.print(f"daemon: {FSYNCS} fsyncs of the disk, then {parts} parts", markup=False)
+        fsync_ms = _fsync_ms(folder)
+        try:
+            host, port, broker = stack.enter_context(_broker())
+        except BrokerError as exc:
+            progress.print(f"flawline: the daemon is left out: {exc}", style="yellow", markup=False)
+            return None
+        config = parse_config(
+            {
+                "station": "bench",
+                "state_dir": str(folder / "state"),
+                "cameras": [{"name": "top", "source": {"kind": "simulated"}}],
+                "trigger": {"kind": "free", "max_rate": 2 / PAUSE_S},
+                "recipes": {1: str(bundle.resolve())},
+                "mqtt": {"host": host, "port": port, "root": "flawline/bench"},
+                "deadline_ms": DEADLINE_MS,
+            },
+            base=folder,
+        )
+        pictures = [golden.raw for golden in Bundle.open(bundle).golden()]
+        line = _PreparedLine(pictures, WARM_UP_PARTS + parts)
+        station = Station(config, observers=[line], camera=line)
+        station.run(threading.Event())
+        filesystem = _filesystem(folder)
+    judged = [
+        (inspection, inspection.judgement)
+        for inspection in line.inspections[WARM_UP_PARTS:]
+        if inspection.judgement is not None and not inspection.late
+    ]
+    if not judged:
+        raise EngineError("the daemon judged no part in time; see the warnings above")
+    overhead = [inspection.overhead_ms for inspection, _ in judged]
+    return {
+        "parts": len(judged),
+        "not_in_time": station.counts.late,
+        "broker": broker,
+        "state_dir": str(folder.parent),
+        "filesystem": filesystem,
+        "overhead_ms": _spread(overhead),
+        "journal_ms": _spread([inspection.journal_ms for inspection, _ in judged]),
+        "fit_ms": _spread([judgement.fit_ms for _, judgement in judged]),
+        "infer_ms": _spread([judgement.infer_ms for _, judgement in judged]),
+        "fsync_ms": _spread(fsync_ms),
+        "overhead_less_one_fsync_ms": statistics.median(overhead) - statistics.median(fsync_ms),
+    }
+
+
+def _spread(values: Sequence[float]) -> dict[str, float]:
+    return {
+        "median": statistics.median(values),
+        "p99": float(np.quantile(values, 0.99, method="inverted_cdf")),
+    }
+
+
+@contextlib.contextmanager
+def _broker() -> Iterator[tuple[str, int, str]]:
+    """Host, port and name of a broker for this machine alone: mosquitto, a process of its own as on a line, or amqtt."""
+    program = shutil.which("mosquitto", path=os.pathsep.join((os.environ.get("PATH", os.defpath), _SYSTEM_PROGRAMS)))
+    if program is None:
+        if importlib.util.find_spec("amqtt") is None:
+            raise BrokerError("there is no broker; install mosquitto, or pip install 'flawline[demo]'")
+        yield EMBEDDED_BROKER, 0, "amqtt, in this process"
+        return
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    # Without a configuration mosquitto 2 serves this machine only, to anyone on it, and keeps nothing.
+    process = subprocess.Popen([program, "-p", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        until = time.monotonic() + _MOSQUITTO_START_S
+        while True:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1.0):
+                break
+            if process.poll() is not None or time.monotonic() > until:
+                raise BrokerError(f"{program} does not start; try it by hand: mosquitto -v -p {port}")
+            time.sleep(0.02)
+        yield "127.0.0.1", port, "mosquitto"
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _folder_on_disk() -> Path:
+    """Where temporary files lie on a disk: in memory an fsync costs nothing, and a station's journal is on a disk."""
+    candidates = [Path(tempfile.gettempdir()), Path("/var/tmp"), Path.cwd()]
+    for folder in candidates:
+        if os.access(folder, os.W_OK) and _filesystem(folder) not in ("tmpfs", "ramfs"):
+            return folder
+    return candidates[0]
+
+
+def _filesystem(folder: Path) -> str:
+    """The type of the file system that holds it, empty where the system does not say."""
+    found, longest = "", -1
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/mounts").read_text(encoding="utf-8", errors="replace").splitlines():
+            _, mounted_at, kind, *_ = line.split(" ")
+            if folder.resolve().is_relative_to(mounted_at) and len(mounted_at) >= longest:
+                found, longest = kind, len(mounted_at)
+    return found
+
+
+def _fsync_ms(folder: Path) -> list[float]:
+    """What it takes this disk to keep one page: a file that grows like the journal's log, at the pace of the parts.
+
+    Without the pauses a disk whose writes are limited or cached would look slower, or faster, than it is to the journal.
+    """
+    page, times = os.urandom(FSYNC_BYTES), []
+    descriptor = os.open(folder / "fsync", os.O_CREAT | os.O_WRONLY, 0o600)
+    try:
+        for _ in range(FSYNCS):
+            time.sleep(PAUSE_S)
+            begin = time.perf_counter()
+            os.write(descriptor, page)
+            os.fsync(descriptor)
+            times.append(1e3 * (time.perf_counter() - begin))
+    finally:
+        os.close(descriptor)
+    return times
+
+
+# --- memory ----------------------------------------------------------------------------------------------------------
+
+
+def _memory(bundle: Path, progress: Console) -> _Report:
+    """In MiB: this process after all of the above, and the peak of a demo with the bundle in a process of its own."""
+    own = _memory_mib("self")
+    return {
+        "process_resident_mib": own.get("VmRSS"),
+        "process_peak_mib": own.get("VmHWM"),
+        "demo_peak_mib": _demo_peak_mib(bundle, progress),
+    }
+
+
+def _memory_mib(process: int | Literal["self"]) -> dict[str, float]:
+    """VmRSS and VmHWM; nothing where there is no /proc, or when the process has ended."""
+    try:
+        lines = Path(f"/proc/{process}/status").read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return {}
+    fields = dict(line.split(":", 1) for line in lines if ":" in line)
+    return {name: int(fields[name].split()[0]) / 1024 for name in ("VmRSS", "VmHWM") if name in fields}
+
+
+def _demo_peak_mib(bundle: Path, progress: Console) -> float | None:
+    if importlib.util.find_spec("amqtt") is None or not _memory_mib("self"):
+        return None
+    progress.print(f"memory: a demo of {DEMO_PARTS} parts", markup=False)
+    command = [sys.executable, "-m", "flawline_inspect.cli", "demo", "--bundle", str(bundle)]
+    command += ["--parts", str(DEMO_PARTS), "--fps", "20"]
+    peak: float | None = None
+    with tempfile.TemporaryFile() as errors:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors)
+        try:
+            until = time.monotonic() + DEMO_TIMEOUT_S
+            while process.poll() is None and time.monotonic() < until:
+                peak = _memory_mib(process.pid).get("VmHWM", peak)  # a zombie has none, and the peak never falls
+                time.sleep(0.02)
+        finally:
+            process.kill()
+            process.wait()
+        if process.returncode != 0:
+            errors.seek(0)
+            reason = (errors.read().decode(errors="replace").strip().splitlines() or ["it was killed"])[-1]
+            progress.print(f"flawline: the demo failed: {reason}", style="yellow", markup=False)
+            return None
+    return peak
+
+
+# --- the report ------------------------------------------------------------------------------------------------------
+
+
+def _print(out: Console, report: _Report) -> None:
+    machine, gflop, (width, height) = report["machine"], report["gflop_per_frame"], report["frame_wh"]
+    out.print(f"{report['model']}, {width} x {height} px: {gflop['total']:.3g} GFLOP a frame", markup=False)
+    out.print(f"{machine['processor']}, {machine['cores']} cores", markup=False)
+    out.print()
+    _print_engines(out, report["engines"])
+    if report["daemon"] is not None:
+        out.print()
+        _print_daemon(out, report["daemon"])
+    if report["memory"] is not None:
+        out.print()
+        _print_memory(out, report["memory"])
+
+
+def _print_engines(out: Console, rows: list[_Report]) -> None:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("engine")
+    table.add_column("")
+    for heading in ("threads", "batch", "median ms", "p99 ms", "frame/s", "GFLOP/s", "of peak"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        table.add_row(
+            row["engine"],
+            row["precision"],
+            str(row["threads"] or "auto"),
+            str(row["batch"]),
+            f"{row['median_ms']:.2f}",
+            f"{row['p99_ms']:.2f}",
+            f"{row['frames_per_s']:.0f}",
+            f"{row['gflop_per_s']:.0f}",
+            f"{row['share_of_peak']:.0%}",
+        )
+    out.print(table)
+    out.print("peak: the best that large 3x3 convolutions reach with the same engine and threads", style="dim")
+
+
+def _print_daemon(out: Console, daemon: _Report) -> None:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column(f"the daemon, {daemon['parts']} parts, {daemon['broker']}")
+    table.add_column("median ms", justify="right")
+    table.add_column("p99 ms", justify="right")
+    for name, key in (
+        ("overhead: trigger to publish, less inference", "overhead_ms"),
+        ("  in it: waiting for the journal", "journal_ms"),
+        ("  in it: fitting the picture", "fit_ms"),
+        ("inference", "infer_ms"),
+        (f"one fsync of this disk ({daemon['filesystem'] or 'unknown'})", "fsync_ms"),
+    ):
+        table.add_row(name, f"{daemon[key]['median']:.2f}", f"{daemon[key]['p99']:.2f}")
+    table.add_row("overhead less one fsync", f"{daemon['overhead_less_one_fsync_ms']:.2f}", "")
+    out.print(table)
+    if daemon["not_in_time"]:
+        out.print(f"{daemon['not_in_time']} parts had no verdict in {DEADLINE_MS / 1e3:.0f} s", style="yellow")
+
+
+def _print_memory(out: Console, memory: _Report) -> None:
+    shown = {name: "not known" if mib is None else f"{mib:.0f} MiB" for name, mib in memory.items()}
+    out.print(
+        f"memory: a demo takes {shown['demo_peak_mib']} at most; this benchmark itself {shown['process_resident_mib']}, "
+        f"{shown['process_peak_mib']} at most",
+        markup=False,
+        soft_wrap=True,
+    )
