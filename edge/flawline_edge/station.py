@@ -213,16 +213,17 @@ class Station:
         """Free-running, live camera: the newest frame is a part; older ones are dropped and counted."""
         shortest_s = 1 / self.config.trigger.max_rate
         too_early = 0
+        ready = time.monotonic()
         last = float("-inf")
         while not stop.is_set() and not newest.ended:
             frame = newest.get(POLL_S)
             self._note_camera(newest.error)
-            if frame is None:
-                continue
-            if frame.captured_monotonic - last < shortest_s:
+            if frame is None or frame.arrived_monotonic < ready:
+                continue  # what passed during the start was not inspected, and says nothing about now
+            if frame.arrived_monotonic - last < shortest_s:
                 too_early += 1
             else:
-                last = frame.captured_monotonic
+                last = frame.arrived_monotonic
                 self._serve_free(frame)
             self.counts.dropped = newest.dropped + too_early
 
@@ -239,10 +240,10 @@ class Station:
                 self._settle(self._accept(picture.part), Decision.undefined(Reason.CAMERA), None, None)
             else:
                 # The deadline runs from here, not from the reading ahead.
-                self._serve_free(replace(picture, captured_monotonic=time.monotonic()))
+                self._serve_free(replace(picture, arrived_monotonic=time.monotonic()))
 
     def _serve_free(self, frame: CameraFrame) -> None:
-        self._inspect(self._accept(frame.part, started=frame.captured_monotonic), frame)
+        self._inspect(self._accept(frame.part, started=frame.arrived_monotonic), frame)
 
     def _serve_triggers(self, newest: NewestFrame | None, stop: threading.Event) -> None:
         """Triggers from MQTT. A live camera answers with the first frame that began after the trigger."""
@@ -376,7 +377,7 @@ class Station:
         if time.monotonic() < trigger.deadline and trigger.claim():
             self._publisher.publish_verdict(verdict)
             # A frame that waited in the camera is not the daemon's overhead: count from the start of its journey here.
-            began = max(trigger.started, frame.captured_monotonic if frame is not None else trigger.started)
+            began = max(trigger.started, frame.arrived_monotonic if frame is not None else trigger.started)
             spent_ms = 1e3 * (time.monotonic() - began) - (judgement.infer_ms if judgement is not None else 0.0)
             self._tell(Inspection(verdict, frame, judgement, overhead_ms=spent_ms, journal_ms=journal_ms))
         else:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import tempfile
 import time
 from collections.abc import Sequence
@@ -138,6 +139,7 @@ def _macs(operator: str, inputs: list[list[int]], output: list[int]) -> int:
 
 def _profile(model: bytes, frames: NDArray[np.uint8]) -> list[tuple[str, list[list[int]], list[int]]]:
     """Operator, input shapes and first output's shape of every node, in the order in which they ran."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # else importing it writes a device id and calls Microsoft
     try:
         import onnxruntime as ort
     except ImportError as exc:
@@ -145,6 +147,8 @@ def _profile(model: bytes, frames: NDArray[np.uint8]) -> list[tuple[str, list[li
     with tempfile.TemporaryDirectory(prefix="flawline-bench-") as folder:
         options = ort.SessionOptions()
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        # Weights that were rearranged for the processor are no inputs any more, and missing in the profile.
+        options.add_session_config_entry("session.disable_prepacking", "1")
         options.log_severity_level = 3  # errors only
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder) / "profile")

@@ -19,7 +19,7 @@ from flawline_inspect.bundle import Bundle
 from flawline_inspect.decision import Decision, DecisionRule
 from flawline_inspect.errors import EXIT_DONE, EXIT_NOT_OK, InputError, PictureError
 from flawline_inspect.files import write_atomic
-from flawline_inspect.frame import PICTURE_SUFFIXES, Roi, fit_picture, read_picture
+from flawline_inspect.frame import PICTURE_SUFFIXES, Roi, find_pictures, fit_picture, read_picture
 from flawline_inspect.overlay import rejection_picture
 from flawline_inspect.verdict import Reason, Result
 
@@ -174,7 +174,7 @@ def _count(paths: list[Path]) -> int | None:
         if not path.exists():
             raise InputError(f"{path}: does not exist; name pictures, folders of pictures or videos")
         if path.is_dir():
-            n = len(_pictures_below(path))
+            n = len(find_pictures(path))
             if not n:
                 raise InputError(f"{path}: has no pictures ({', '.join(sorted(PICTURE_SUFFIXES))})")
         else:
@@ -185,18 +185,10 @@ def _count(paths: list[Path]) -> int | None:
     return total
 
 
-def _pictures_below(folder: Path) -> list[Path]:
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in PICTURE_SUFFIXES and path.is_file() and not path.name.startswith(".")
-    )
-
-
 def _pictures(paths: list[Path]) -> Iterator[_Found]:
     for path in paths:
         if path.is_dir():
-            for file in _pictures_below(path):
+            for file in find_pictures(path):
                 yield _read(file)
         elif path.suffix.lower() in PICTURE_SUFFIXES:
             yield _read(path)

@@ -9,6 +9,7 @@ downsizing without antialiasing turns fine texture into noise that looks like de
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,18 @@ from numpy.typing import NDArray
 
 from flawline_inspect.errors import InputError, PictureError
 
-__all__ = ["FRAME_MULTIPLE", "FrameSpec", "Placement", "Roi", "fit_picture", "frame_for", "read_picture"]
+__all__ = [
+    "FRAME_MULTIPLE",
+    "PICTURE_SUFFIXES",
+    "FrameSpec",
+    "Placement",
+    "Roi",
+    "bgr_8_bit",
+    "find_pictures",
+    "fit_picture",
+    "frame_for",
+    "read_picture",
+]
 
 FRAME_MULTIPLE = 16
 """Height and width of a frame are multiples of this: the autoencoder halves them four times."""
@@ -187,6 +199,27 @@ def _to_bgr(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
         return cv2.cvtColor(picture, cv2.COLOR_GRAY2BGR).astype(np.uint8, copy=False)
     # An alpha channel says nothing about the part: a camera has none, and a drawing program fills it with 255.
     return np.ascontiguousarray(picture[..., :3])
+
+
+def find_pictures(folder: Path) -> list[Path]:
+    """Every picture below `folder`, by suffix, sorted by path; hidden files and folders are left out.
+
+    Raises `InputError` when it, or a folder in it, is missing or may not be listed.
+    """
+    if not folder.is_dir():
+        state = "is no folder" if folder.exists() else "does not exist"
+        raise InputError(f"{folder}: {state}; give a folder of pictures ({', '.join(sorted(PICTURE_SUFFIXES))})")
+
+    def refuse(error: OSError) -> None:
+        # os.walk would leave out what it may not list, and pictures would be missing without a word.
+        raise InputError(f"{error.filename}: cannot be listed ({error.strerror})") from error
+
+    found: list[Path] = []
+    for parent, folders, names in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        paths = (Path(parent, name) for name in names if not name.startswith("."))
+        found += (path for path in paths if path.suffix.lower() in PICTURE_SUFFIXES)
+    return sorted(found)
 
 
 def read_picture(path: Path) -> NDArray[np.generic]:

@@ -20,9 +20,8 @@ from flawline_engines import EngineKind, open_engine
 from flawline_inspect.bundle import Bundle
 from flawline_inspect.decision import DecisionRule
 from flawline_inspect.errors import InputError, PictureError
-from flawline_inspect.frame import fit_picture, read_picture
+from flawline_inspect.frame import find_pictures, fit_picture, read_picture
 from flawline_inspect.verdict import Result
-from flawline_train.pictures import find_pictures
 
 __all__ = ["DefectKind", "Evaluation", "evaluate"]
 

@@ -13,16 +13,16 @@ from numpy.typing import NDArray
 
 from flawline_inspect.errors import InputError, PictureError
 from flawline_inspect.frame import (
-    PICTURE_SUFFIXES,
     FrameSpec,
     Placement,
     Roi,
+    find_pictures,
     fit_picture,
     frame_for,
     read_picture,
 )
 
-__all__ = ["GoodPictures", "PictureFile", "find_pictures", "load_good_pictures"]
+__all__ = ["GoodPictures", "PictureFile", "load_good_pictures"]
 
 MIN_PICTURES = 8
 """Fewer cannot be split into some to learn from and at least 3 to calibrate with."""
@@ -78,20 +78,6 @@ class GoodPictures:
         return np.sort(order[held_out:]), np.sort(order[:held_out])
 
 
-def find_pictures(folder: Path) -> list[Path]:
-    """Every picture below `folder`, by suffix, sorted by path; hidden files and folders are left out."""
-    if not folder.is_dir():
-        state = "is a file" if folder.exists() else "does not exist"
-        raise InputError(f"{folder}: {state}; give a folder of pictures")
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in PICTURE_SUFFIXES
-        and path.is_file()
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
-
-
 def load_good_pictures(
     folder: Path, *, size: int, roi: Roi | None = None, on_progress: Callable[[int, int], None] | None = None
 ) -> GoodPictures:
@@ -103,9 +89,7 @@ def load_good_pictures(
     if not paths:
         n_files = sum(path.is_file() for path in folder.rglob("*"))
         found = f"none of its {n_files} files is a picture" if n_files else "it is empty"
-        raise InputError(
-            f"{folder}: {found}; give a folder of pictures of good parts ({', '.join(sorted(PICTURE_SUFFIXES))})"
-        )
+        raise InputError(f"{folder}: {found}; give a folder of pictures of good parts")
 
     # Two passes: the frame and the bit depth follow from all pictures, and keeping hundreds of camera pictures in memory
     # to save the second reading is what makes training programs die on large sets.

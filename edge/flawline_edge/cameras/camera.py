@@ -7,7 +7,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -43,8 +44,9 @@ class CameraFrame:
 
     `captured` is the wall clock in seconds since the epoch, for people. `captured_monotonic` is
     `time.monotonic()` just before the read that gave the picture began: a lower bound, so that a frame
-    already on its way when a trigger came is never taken for the answer to that trigger. `part` is the part's
-    id where the source knows one.
+    already on its way when a trigger came is never taken for the answer to that trigger. `arrived_monotonic` is when
+    the picture was there: a free-running part's time starts then, and not while the camera waited for light.
+    `part` is the part's id where the source knows one.
     """
 
     picture: NDArray[np.generic]
@@ -52,6 +54,7 @@ class CameraFrame:
     captured_monotonic: float
     part: str = ""
     truth: Truth | None = None
+    arrived_monotonic: float = field(default_factory=time.monotonic)
 
 
 class PictureLost(CameraError):  # noqa: N818 - the camera is not in error

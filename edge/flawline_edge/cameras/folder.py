@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 
 from flawline_edge.cameras.camera import CameraFrame, PictureLost
 from flawline_inspect.clock import wall_clock
-from flawline_inspect.errors import CameraError, PictureError
-from flawline_inspect.frame import PICTURE_SUFFIXES, read_picture
+from flawline_inspect.errors import CameraError, InputError, PictureError
+from flawline_inspect.frame import PICTURE_SUFFIXES, find_pictures, read_picture
 from flawline_inspect.verdict import wire_id
 
 __all__ = ["FolderCamera"]
@@ -34,10 +33,10 @@ class FolderCamera:
         self._next = 0
 
     def __enter__(self) -> FolderCamera:
-        if not self._path.is_dir():
-            found = "is no folder" if self._path.exists() else "no such folder"
-            raise CameraError(f"{self._path}: {found}; expected one with {_EXPECTED}", exit_code=2)
-        self._pictures = _pictures_below(self._path)
+        try:
+            self._pictures = find_pictures(self._path)
+        except InputError as exc:
+            raise CameraError(str(exc), exit_code=2) from exc
         self._next = 0
         if not self._pictures:
             raise CameraError(f"{self._path}: no picture in this folder; expected {_EXPECTED}", exit_code=2)
@@ -67,16 +66,3 @@ class FolderCamera:
         except PictureError as exc:
             raise PictureLost(str(exc), part=part) from exc
         return CameraFrame(picture, captured, captured_monotonic, part)
-
-
-def _pictures_below(folder: Path) -> list[Path]:
-    def refuse(error: OSError) -> None:
-        # os.walk would leave out what it may not list, and parts would be missing without a word.
-        raise CameraError(f"{error.filename}: cannot be listed ({error.strerror}); expected {_EXPECTED}", exit_code=2)
-
-    found: list[Path] = []
-    for parent, folders, names in os.walk(folder, onerror=refuse):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        paths = (Path(parent, name) for name in names if not name.startswith("."))
-        found += (path for path in paths if path.suffix.lower() in PICTURE_SUFFIXES)
-    return sorted(found)
