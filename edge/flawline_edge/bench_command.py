@@ -33,13 +33,15 @@ from flawline_engines.engine import EngineKind, Precision, installed_kinds, open
 from flawline_inspect.bundle import MODEL, Bundle
 from flawline_inspect.clock import wall_clock
 from flawline_inspect.config import EMBEDDED_BROKER, parse_config
-from flawline_inspect.errors import BrokerError, CameraError, EngineError, InputError
+from flawline_inspect.errors import EXIT_DONE, BrokerError, CameraError, EngineError, InputError
 
 __all__ = ["bench"]
 
 MAX_BATCH = 64
 PAUSE_S = 0.02
 """Between a verdict and the next part, so that no part waits for the one before it."""
+STARTING_S = 0.1
+"""Until the first verdict, pictures are handed over at this pace."""
 WARM_UP_PARTS = 10
 """Parts that the daemon inspects first and that are not measured."""
 FSYNCS = 200
@@ -163,7 +165,7 @@ def _engine_rows(
     seconds: float,
     progress: Console,
 ) -> Iterator[_Report]:
-    golden = [picture.fitted for picture in bundle.golden()]
+    golden = [picture.fitted for picture in bundle.golden()] or [_blank(bundle)]
     for kind in dict.fromkeys(kinds):
         precisions: list[Precision] = ["fp32"]
         if kind == "openvino" and has_precision(kind, "bf16"):
@@ -204,6 +206,10 @@ def _engine_row(
     }
 
 
+def _blank(bundle: Bundle) -> NDArray[np.uint8]:
+    return np.zeros((bundle.frame.height, bundle.frame.width, 3), np.uint8)
+
+
 def _threads(n: int) -> str:
     return "threads as it likes" if n == 0 else f"{n} thread{'s' if n > 1 else ''}"
 
@@ -237,10 +243,11 @@ class _PreparedLine:
         self._answered.set()  # a read that waits for the last verdict ends, too
 
     def read(self) -> CameraFrame | None:
-        self._answered.wait()
+        # A station that is still starting drops what it sees; afterwards a verdict comes at the deadline at the latest.
+        self._answered.wait(2 * DEADLINE_MS / 1e3 if self.inspections else STARTING_S)
         if self._left.wait(PAUSE_S):
             raise CameraError("the prepared camera was left")
-        if self._given == self._parts:
+        if len(self.inspections) >= self._parts:
             return None
         self._answered.clear()
         picture = self._pictures[self._given % len(self._pictures)]
@@ -248,8 +255,9 @@ class _PreparedLine:
         return CameraFrame(picture, wall_clock(), time.monotonic(), f"B{self._given:06d}")
 
     def __call__(self, inspection: Inspection) -> None:
-        self.inspections.append(inspection)
-        self._answered.set()
+        if not inspection.late:  # its trigger has had its answer
+            self.inspections.append(inspection)
+            self._answered.set()
 
 
 def _daemon(bundle: Path, parts: int, progress: Console) -> _Report | None:
@@ -257,7 +265,7 @@ def _daemon(bundle: Path, parts: int, progress: Console) -> _Report | None:
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="flawline-bench-", dir=_folder_on_disk())))
         progress.print(f"daemon: {FSYNCS} fsyncs of the disk, then {parts} parts", markup=False)
-        fsync_ms = _fsync_ms(folder)
+        fsync_ms = _fsync_ms(folder, FSYNCS // 2)
         try:
             host, port, broker = stack.enter_context(_broker())
         except BrokerError as exc:
@@ -275,15 +283,17 @@ def _daemon(bundle: Path, parts: int, progress: Console) -> _Report | None:
             },
             base=folder,
         )
-        pictures = [golden.raw for golden in Bundle.open(bundle).golden()]
+        opened = Bundle.open(bundle)
+        pictures = [golden.raw for golden in opened.golden()] or [_blank(opened)]
         line = _PreparedLine(pictures, WARM_UP_PARTS + parts)
         station = Station(config, observers=[line], camera=line)
-        station.run(threading.Event())
+        code = station.run(threading.Event())
+        fsync_ms += _fsync_ms(folder, FSYNCS - len(fsync_ms))  # before and after, since others use the disk, too
         filesystem = _filesystem(folder)
     judged = [
         (inspection, inspection.judgement)
-        for inspection in line.inspections[WARM_UP_PARTS:]
-        if inspection.judgement is not None and not inspection.late
+        for inspection in line.inspections[WARM_UP_PARTS:][:parts]
+        if inspection.judgement is not None
     ]
     if not judged:
         raise EngineError("the daemon judged no part in time; see the warnings above")
@@ -291,6 +301,7 @@ def _daemon(bundle: Path, parts: int, progress: Console) -> _Report | None:
     return {
         "parts": len(judged),
         "not_in_time": station.counts.late,
+        "acknowledged": code == EXIT_DONE,
         "broker": broker,
         "state_dir": str(folder.parent),
         "filesystem": filesystem,
@@ -358,7 +369,7 @@ def _filesystem(folder: Path) -> str:
     return found
 
 
-def _fsync_ms(folder: Path) -> list[float]:
+def _fsync_ms(folder: Path, n: int) -> list[float]:
     """What it takes this disk to keep one page: a file that grows like the journal's log, at the pace of the parts.
 
     Without the pauses a disk whose writes are limited or cached would look slower, or faster, than it is to the journal.
@@ -366,7 +377,7 @@ def _fsync_ms(folder: Path) -> list[float]:
     page, times = os.urandom(FSYNC_BYTES), []
     descriptor = os.open(folder / "fsync", os.O_CREAT | os.O_WRONLY, 0o600)
     try:
-        for _ in range(FSYNCS):
+        for _ in range(n):
             time.sleep(PAUSE_S)
             begin = time.perf_counter()
             os.write(descriptor, page)
@@ -481,6 +492,8 @@ def _print_daemon(out: Console, daemon: _Report) -> None:
     out.print(table)
     if daemon["not_in_time"]:
         out.print(f"{daemon['not_in_time']} parts had no verdict in {DEADLINE_MS / 1e3:.0f} s", style="yellow")
+    if not daemon["acknowledged"]:
+        out.print("the broker did not acknowledge every verdict; see the warnings", style="yellow")
 
 
 def _print_memory(out: Console, memory: _Report) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import lzma
 import re
 import struct
 import zipfile
@@ -39,6 +40,8 @@ MAX_MEMBER_BYTES = 1 << 30
 MAX_BUNDLE_BYTES = 2 << 30
 MAX_MANIFEST_BYTES = 64 << 20
 _MEMBER_NAME = re.compile(r"(golden/)?[A-Za-z0-9][A-Za-z0-9._-]*\Z")
+# What zipfile lets through for one bad byte or another; their texts may quote the file's bytes.
+_DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, ValueError, RuntimeError, EOFError, OSError)
 _MODEL_NAME_LENGTH = 11
 """A model's id is at most 20 characters: 11 of its name, a dash and 8 hex digits."""
 
@@ -65,7 +68,7 @@ class FrameSection(_Section):
 
 class MethodSection(_Section):
     name: str
-    parameters: dict[str, Any]
+    parameters: dict[str, bool | int | float | str | None]
 
 
 class CalibrationSection(_Section):
@@ -199,12 +202,16 @@ class Bundle:
 
     def golden(self) -> Iterator[Golden]:
         """The golden pictures, good ones first, decoded one at a time."""
-        for entry in self.manifest.golden:
+        for entry in sorted(self.manifest.golden, key=lambda entry: entry.label != "good"):
             raw, fitted = (self._decode(name) for name in (entry.raw, entry.fitted))
             yield Golden(entry.label, entry.score, raw, fitted.astype(np.uint8, copy=False))
 
     def _decode(self, name: str) -> NDArray[np.generic]:
-        picture = cv2.imdecode(np.frombuffer(self.member(name), np.uint8), cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR)
+        data = np.frombuffer(self.member(name), np.uint8)
+        try:
+            picture = cv2.imdecode(data, cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR)
+        except cv2.error:  # empty, or larger than OpenCV takes
+            picture = None
         if picture is None:
             raise BundleError(f"{self.source}: {name} is not a picture")
         return picture
@@ -213,8 +220,8 @@ class Bundle:
 def _verify(data: bytes, source: str) -> tuple[bytes, Manifest]:
     try:
         archive = zipfile.ZipFile(io.BytesIO(data))
-    except (zipfile.BadZipFile, struct.error, ValueError, OSError) as exc:
-        raise BundleError(f"{source}: not a bundle, or truncated ({exc}); copy it again") from exc
+    except _DAMAGED as exc:
+        raise BundleError(f"{source}: not a bundle, or truncated; copy it again") from exc
     with archive:
         infos = archive.infolist()
         names = [info.filename for info in infos]
@@ -252,18 +259,15 @@ def _verify(data: bytes, source: str) -> tuple[bytes, Manifest]:
 
 
 def _read(archive: zipfile.ZipFile, name: str, source: str) -> bytes:
+    size = archive.getinfo(name).file_size
     try:
-        return archive.read(name)
-    except (
-        zipfile.BadZipFile,
-        zlib.error,
-        EOFError,
-        NotImplementedError,
-        RuntimeError,
-        struct.error,
-        OSError,
-    ) as exc:
-        raise BundleError(f"{source}: member {name} is damaged ({exc}); copy the bundle again") from exc
+        with archive.open(name) as member:
+            data = member.read(size + 1)  # not read(): a member that unpacks to more than it says is not unpacked
+    except _DAMAGED as exc:
+        raise BundleError(f"{source}: member {name} is damaged; copy the bundle again") from exc
+    if len(data) != size:
+        raise BundleError(f"{source}: member {name} is damaged; copy the bundle again")
+    return data
 
 
 def _parse_manifest(raw: bytes, source: str) -> Manifest:

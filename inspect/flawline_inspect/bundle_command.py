@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from flawline_inspect.bundle import Bundle
 
@@ -56,7 +57,7 @@ def show(bundle: Path, /, *, json: bool = False) -> None:
         "who may be wronged": manifest.card.who_may_be_wronged,
         "versions": ", ".join(f"{name} {number}" for name, number in manifest.versions.items()),
     }.items():
-        table.add_row(key, value)
+        table.add_row(key, Text(value))
     for name, entry in sorted(manifest.members.items()):
         if not name.startswith("golden/"):
             table.add_row(name, f"{entry.bytes / 1e6:.2f} MB  sha256 {entry.sha256[:16]}…")

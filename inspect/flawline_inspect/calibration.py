@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import cv2
 import numpy as np
@@ -31,6 +30,9 @@ POOL_SHARE = 1 / 12
 FLOOR_SHARE = 0.3
 """No pixel's spread falls below this share of the frame's mean spread: a pixel that happened never to vary in a few
 pictures must not turn sensor noise into a defect."""
+
+MAX_EXTRAPOLATION = 10.0
+"""The tail is never followed further than this multiple of the largest score seen: beyond it nothing would be rejected."""
 
 _LOG_FLOOR = 1e-3
 
@@ -112,7 +114,7 @@ def threshold_from_scores(scores: NDArray[np.floating], false_reject_target: flo
     With k = floor(target (n + 1)) >= 1 the k-th largest score is a cut that a new good part exceeds with probability
     at most k / (n + 1) (exchangeability; the bound of conformal prediction, Vovk et al. 2005). When n is too small for the
     target the tail is extrapolated: scores are treated as log-normal and the cut is their upper prediction bound for
-    one new part, and never below the largest score that was seen.
+    one new part, never below the largest score that was seen and never above ten times that.
     """
     values = np.sort(np.asarray(scores, np.float64))
     n = len(values)
@@ -125,21 +127,20 @@ def threshold_from_scores(scores: NDArray[np.floating], false_reject_target: flo
         return Threshold(float(values[n - allowed]), n, false_reject_target, allowed / (n + 1), "order_statistic")
     logs = np.log(np.maximum(values, _LOG_FLOOR * max(1.0, float(values[-1]))))
     quantile = _student_t_quantile(1 - false_reject_target, n - 1)
-    bound = math.exp(float(logs.mean()) + quantile * float(logs.std(ddof=1)) * math.sqrt(1 + 1 / n))
-    return Threshold(max(bound, float(values[-1])), n, false_reject_target, 1 / (n + 1), "log_normal")
+    exponent = float(logs.mean()) + quantile * float(logs.std(ddof=1)) * math.sqrt(1 + 1 / n)
+    largest = float(values[-1])
+    bound = math.exp(min(exponent, math.log(MAX_EXTRAPOLATION * max(largest, 1e-6))))
+    return Threshold(max(bound, largest), n, false_reject_target, 1 / (n + 1), "log_normal")
 
 
 def _student_t_quantile(p: float, degrees: int) -> float:
-    """Hill's expansion of Student's t quantile (CACM algorithm 396, 1970): 1 % or better from 3 degrees of freedom up.
+    """Student's t quantile, to a thousandth, for 0.5 < p < 1.
 
+    With t = sqrt(v) tan(a) the density becomes cos(a)^(v - 1) on a finite interval, where a sum is accurate.
     The edge's short dependency list has no SciPy, and this is all that would be used of it.
     """
-    z = NormalDist().inv_cdf(p)
-    v = float(degrees)
-    if degrees <= 2:  # exact for 1 and 2, where the expansion fails
-        return math.tan(math.pi * (p - 0.5)) if degrees == 1 else (2 * p - 1) * math.sqrt(2 / (4 * p * (1 - p)))
-    g1 = (z**3 + z) / 4
-    g2 = (5 * z**5 + 16 * z**3 + 3 * z) / 96
-    g3 = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
-    g4 = (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160
-    return z + g1 / v + g2 / v**2 + g3 / v**3 + g4 / v**4
+    angles = np.linspace(0.0, math.pi / 2, 200_001)
+    density = np.cos(angles) ** (degrees - 1)
+    cumulative = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2)])
+    angle = float(np.interp(p, 0.5 + 0.5 * cumulative / cumulative[-1], angles))
+    return math.sqrt(degrees) * math.tan(angle)

@@ -41,6 +41,7 @@ app = App(
     help_format="markdown",
     version=__version__,
     default_parameter=Parameter(negative=()),
+    suppress_keyboard_interrupt=False,
 )
 
 
@@ -137,9 +138,10 @@ def _run(tokens: list[str], *, debug: bool) -> int:
     except UnknownCommandError as exc:
         # Not the exception's own text: it would import every command, torch included, to list them.
         word = exc.unused_tokens[0] if exc.unused_tokens else ""
-        near = difflib.get_close_matches(word, [name for name in app if not name.startswith("-")], n=1)
-        hint = f"did you mean `flawline {near[0]}`?" if near else "`flawline --help` lists them"
-        errors.print(f"flawline: there is no command {word!r}; {hint}", style="red", markup=False)
+        chain = " ".join(("flawline", *(exc.command_chain or ())))
+        near = difflib.get_close_matches(word, [name for name in exc.app or app if not name.startswith("-")], n=1)
+        hint = f"did you mean `{chain} {near[0]}`?" if near else f"`{chain} --help` lists them"
+        errors.print(f"{chain}: there is no command {word!r}; {hint}", style="red", markup=False)
         return EXIT_USER_MISTAKE
     except CycloptsError as exc:
         errors.print(f"flawline: {exc}", style="red", markup=False)

@@ -19,14 +19,18 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    GetJsonSchemaHandler,
     SecretStr,
     ValidationError,
     ValidationInfo,
+    field_serializer,
     field_validator,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, PydanticCustomError
 
+from flawline_inspect.decision import DecisionRule
 from flawline_inspect.errors import ConfigError
 
 __all__ = ["Config", "config_schema", "load_config", "mqtt_password", "parse_config"]
@@ -37,6 +41,9 @@ KEY_PASSWORD_VARIABLE = "FLAWLINE_MQTT_KEY_PASSWORD"
 MAX_TOPIC_LEVELS = 10
 _LEVELS_BELOW_ROOT = 2
 """The deepest of our topics is ROOT/verdict/code; CODESYS reads at most 10 levels by default."""
+
+
+_SECRET = re.compile(r"((?:pass\w*|pwd|psw|user\w*|login|token|key|secret|auth\w*|sig\w*)=)[^&;/_#\s]+", re.IGNORECASE)
 
 
 def _relative_to_file(path: Path, info: ValidationInfo) -> Path:
@@ -61,28 +68,41 @@ def _key(
     return Field(default=default, description=description, json_schema_extra=extra, **bounds)
 
 
+def _unknown_key(key: str, known: list[str]) -> str:
+    if "password" in key:
+        cure = f"passwords come from {PASSWORD_VARIABLE} and {KEY_PASSWORD_VARIABLE} in the environment"
+    elif near := difflib.get_close_matches(key, known, n=1, cutoff=0.5):
+        cure = f'did you mean "{near[0]}"?'
+    else:
+        cure = f"the keys here are {', '.join(known)}"
+    return f'unknown key "{key}"; {cure}'
+
+
+def masked_url(url: str) -> str:
+    """The address without what opens the camera: `rtsp://joe:pw@cam/1` → `rtsp://***@cam/1`.
+
+    Everything up to the last @ counts as user and password, as a password may hold / and @ where it should not.
+    """
+    return _SECRET.sub(r"\1***", re.sub(r"(\w+://)[^\s'\"]*@", r"\1***@", url))
+
+
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
     def _no_unknown_keys(cls, data: Any) -> Any:
         if isinstance(data, Mapping):
-            for key in data:
-                if key not in cls.model_fields:
-                    near = difflib.get_close_matches(str(key), cls.model_fields, n=1, cutoff=0.5)
-                    keys = ", ".join(cls.model_fields)
-                    hint = f'did you mean "{near[0]}"?' if near else f"the keys here are {keys}"
-                    raise PydanticCustomError(
-                        "unknown_key", 'unknown key "{key}"; {hint}', {"key": str(key), "hint": hint}
-                    )
+            unknown = [_unknown_key(str(key), list(cls.model_fields)) for key in data if key not in cls.model_fields]
+            if unknown:
+                raise PydanticCustomError("unknown_key", "{keys}", {"keys": "; ".join(unknown)})
         return data
 
 
 class SimulatedSource(_Section):
     """A simulated line: a plausible part with jitter, drift, noise and now and then a defect."""
 
-    kind: Literal["simulated"]
+    kind: Literal["simulated"] = _key("what kind of camera this is")
     seed: int = _key("the same seed gives the same parts", default=0, ge=0)
     defect_rate: float = _key("share of defective parts; higher shows more rejects", default=0.1, ge=0, le=1, unit="1")
     fps: float = _key("parts a second", default=5.0, gt=0, le=1000, unit="1/s")
@@ -92,7 +112,7 @@ class SimulatedSource(_Section):
 class FolderSource(_Section):
     """Pictures from a folder, sorted by name, one per trigger; a part's id is its file's stem."""
 
-    kind: Literal["folder"]
+    kind: Literal["folder"] = _key("what kind of camera this is")
     path: FilePath = _key("the folder; its subfolders are read too")
     fps: float = _key("pictures a second", default=10.0, gt=0, le=1000, unit="1/s")
     loop: bool = _key("true starts again at the end, false ends the station there", default=False)
@@ -101,7 +121,7 @@ class FolderSource(_Section):
 class VideoSource(_Section):
     """Frames of a video file."""
 
-    kind: Literal["video"]
+    kind: Literal["video"] = _key("what kind of camera this is")
     path: FilePath = _key("the video file")
     fps: float | None = _key("frames a second; null takes the file's own", default=None, gt=0, le=1000, unit="1/s")
     loop: bool = _key("true starts again at the end, false ends the station there", default=False)
@@ -110,7 +130,7 @@ class VideoSource(_Section):
 class DeviceSource(_Section):
     """A camera at this machine (Video4Linux)."""
 
-    kind: Literal["device"]
+    kind: Literal["device"] = _key("what kind of camera this is")
     device: int | str = _key("number of /dev/videoN, or the path itself", default=0)
     width: int | None = _key("asked of the driver; null leaves it", default=None, ge=16, unit="px")
     height: int | None = _key("asked of the driver; null leaves it", default=None, ge=16, unit="px")
@@ -120,7 +140,7 @@ class DeviceSource(_Section):
 class StreamSource(_Section):
     """A camera on the network: RTSP or HTTP (MJPEG)."""
 
-    kind: Literal["stream"]
+    kind: Literal["stream"] = _key("what kind of camera this is")
     url: str = _key("rtsp://…, http://… or https://…")
     open_timeout_s: float = _key("give up connecting after this", default=5.0, gt=0, le=60, unit="s")
     read_timeout_s: float = _key("a stream silent for this long is lost", default=3.0, gt=0, le=60, unit="s")
@@ -131,6 +151,10 @@ class StreamSource(_Section):
         if not re.match(r"(rtsps?|https?)://", url):
             raise ValueError("expected a URL that starts with rtsp://, http:// or https://")
         return url
+
+    @field_serializer("url")
+    def _shown_without_secrets(self, url: str) -> str:
+        return masked_url(url)
 
 
 Source = Annotated[
@@ -180,6 +204,18 @@ class RecipeConfig(_Section):
     @classmethod
     def _path_alone(cls, data: Any) -> Any:
         return {"bundle": data} if isinstance(data, str) else data
+
+    @field_validator("review_band")
+    @classmethod
+    def _band_is_one(cls, band: tuple[float, float] | None) -> tuple[float, float] | None:
+        DecisionRule(1.0, band)
+        return band
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """A path alone is a recipe too, and an editor that checks against the schema should know."""
+        whole = handler(schema)
+        return {"anyOf": [{"type": "string", "format": "path", "description": "a .flawline file"}, whole]}
 
 
 class EngineConfig(_Section):
@@ -319,7 +355,7 @@ def _sentence(error: Any) -> str:
         return f"{where}: {message}" if where else message
     found = error.get("input")
     shown = "" if isinstance(found, Mapping) or found is None else f"found {found!r}, "
-    return f"{where}: {shown}{message}" if where else message
+    return masked_url(f"{where}: {shown}{message}" if where else message)
 
 
 def config_schema() -> dict[str, Any]:

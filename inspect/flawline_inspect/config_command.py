@@ -9,7 +9,7 @@ import yaml
 
 from flawline_inspect.bundle import Bundle
 from flawline_inspect.config import config_schema, load_config
-from flawline_inspect.errors import BundleError
+from flawline_inspect.errors import BundleError, InputError
 
 __all__ = ["check", "schema"]
 
@@ -46,4 +46,9 @@ def schema(file: Path | None = None, /) -> None:
     if file is None:
         print(text)
     else:
-        file.write_text(text + "\n", encoding="utf-8")
+        try:
+            file.write_text(text + "\n", encoding="utf-8")
+        except OSError as exc:
+            raise InputError(
+                f"{file}: cannot be written ({exc.strerror}); name a file in a folder that exists"
+            ) from exc

@@ -38,8 +38,8 @@ class DecisionRule:
     review_band: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
-        if not np.isfinite(self.threshold):
-            raise InputError(f"threshold is {self.threshold}, expected a finite number")
+        if not abs(self.threshold) <= float(np.finfo(np.float32).max):  # NaN too
+            raise InputError(f"threshold is {self.threshold}, expected a number that is finite in float32")
         if self.review_band is not None:
             low, high = self.review_band
             if not 0 < low <= 1 <= high or low == high:

@@ -21,8 +21,9 @@ __all__ = ["VERDICT_SCHEMA", "Reason", "Result", "Verdict", "is_wire_id", "wire_
 WIRE_LIMIT_BYTES = 255
 _ID = re.compile(r"[A-Za-z0-9._:-]{1,16}\Z")
 _ID_LENGTH = 16
-_SCORE_LIMIT = 999_999.9999
-"""Scores are raw in the graph, journal and archive; on the wire they saturate here to stay inside 255 bytes."""
+_SCORE_LIMIT = 99_999.9999
+_MS_LIMIT = 99_999.9
+"""Scores are raw in the graph and the journal; on the wire numbers saturate here to stay inside 255 bytes."""
 
 
 class Result(IntEnum):
@@ -116,7 +117,7 @@ class Verdict:
             f'"result":{int(self.result)},"reason":"{self.reason.value}",'
             f'"score":{_decimal(self.score)},"threshold":{_decimal(self.threshold)},'
             f'"recipe":{self.recipe},"model":"{self.model}","time":"{wall_time(self.captured)}",'
-            f'"ms":{min(max(self.ms, 0.0), _SCORE_LIMIT):.1f}}}'
+            f'"ms":{min(max(0.0, self.ms), _MS_LIMIT):.1f}}}'
         )
         assert len(payload) <= WIRE_LIMIT_BYTES and payload.isascii(), payload
         return payload
@@ -129,7 +130,7 @@ class Verdict:
     def from_json(cls, payload: str | bytes) -> Verdict:
         """Parse the wire form; the inverse of `to_json` up to its rounding. Raises `InputError`."""
         try:
-            raw: dict[str, Any] = json.loads(payload)
+            raw: dict[str, Any] = json.loads(payload, parse_constant=_refuse_constant)
             return cls(
                 seq=int(raw["seq"]),
                 boot=str(raw["boot"]),
@@ -146,13 +147,18 @@ class Verdict:
                 .timestamp(),
                 ms=float(raw["ms"]),
             )
-        except (KeyError, TypeError, ValueError) as exc:
+        except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as exc:
             raise InputError(f"not a verdict: {exc}") from exc
 
 
 def _decimal(value: float) -> str:
     assert math.isfinite(value), "a non-finite score never leaves as a number: it is Undefined, not_finite"
-    return f"{min(max(value, -_SCORE_LIMIT), _SCORE_LIMIT):.4f}"
+    text = f"{min(max(value, -_SCORE_LIMIT), _SCORE_LIMIT):.4f}"
+    return "0.0000" if text == "-0.0000" else text
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is no number that a verdict may have")
 
 
 def wall_time(epoch_s: float) -> str:

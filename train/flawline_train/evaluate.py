@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torchmetrics.functional.classification import binary_auroc, binary_average_precision
 
 from flawline_engines import EngineKind, open_engine
 from flawline_inspect.bundle import Bundle
@@ -117,6 +116,8 @@ def evaluate(
     if labels.all() or not labels.any():
         missing = "good" if labels.all() else "defective"
         raise InputError(f"{dataset}: no readable {missing} test pictures; both are needed to measure")
+    from torchmetrics.functional.classification import binary_average_precision
+
     values, not_ok = np.nan_to_num(np.array(scores), nan=np.inf), np.array(rejected)
     finite_top = values[np.isfinite(values)].max(initial=0.0) + 1
     values = np.where(np.isfinite(values), values, finite_top)  # what cannot be scored is rejected: rank it on top
@@ -183,12 +184,15 @@ def _read_mask(path: Path) -> NDArray[np.uint8]:
 
 
 def _auroc(scores: NDArray[np.floating], labels: NDArray[np.bool_]) -> float:
+    from torchmetrics.functional.classification import binary_auroc  # imports torchvision: seconds
+
     return float(binary_auroc(torch.from_numpy(scores), torch.from_numpy(labels).int()))
 
 
 def _pixel_metrics(heatmaps: NDArray[np.float16], masks: NDArray[np.uint8]) -> tuple[float, float]:
     """AUROC over all pixels, and the area under the per-region overlap up to a false-positive rate of 0.3."""
     from anomalib.metrics.aupro import _AUPRO  # heavy: imported where it is needed
+    from torchmetrics.functional.classification import binary_auroc
 
     maps, truth = torch.from_numpy(heatmaps.astype(np.float32)), torch.from_numpy(masks).int()
     # Metrics squash what is outside 0-1 with a sigmoid, which merges large values; a monotonic map to 0-1 keeps every rank.

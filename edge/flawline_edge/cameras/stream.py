@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import threading
 import time
 
@@ -12,25 +11,15 @@ import cv2
 from flawline_edge.cameras.camera import CameraFrame
 from flawline_edge.cameras.video import GuardedCapture
 from flawline_inspect.clock import wall_clock
+from flawline_inspect.config import masked_url
 from flawline_inspect.errors import CameraError
 
-__all__ = ["StreamCamera", "masked_url"]
+__all__ = ["StreamCamera"]
 
 _log = logging.getLogger(__name__)
 
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 10.0
-
-_SECRET = re.compile(r"((?:pass\w*|pwd|psw|user\w*|login|token|key|secret|auth\w*|sig\w*)=)[^&;/_#\s]+", re.IGNORECASE)
-
-
-def masked_url(url: str) -> str:
-    """The address without what opens the camera: `rtsp://joe:pw@cam/1` → `rtsp://***@cam/1`.
-
-    Everything up to the last @ counts as user and password, as a password may hold / and @ where it should
-    not.
-    """
-    return _SECRET.sub(r"\1***", re.sub(r"^(\w+://).*@", r"\1***@", url))
 
 
 class StreamCamera:

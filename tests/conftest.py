@@ -1,0 +1,70 @@
+"""What the tests share: the real pictures and the programs that a machine may or may not have.
+
+Where something is missing the test is skipped with the reason; where CI is set it fails instead, because a
+skip that nobody reads is a test that nobody has.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+DATA_VARIABLE = "FLAWLINE_TEST_DATA"
+_SYSTEM_PROGRAMS = (
+    "/usr/local/sbin",
+    "/usr/sbin",
+    "/sbin",
+)  # Debian puts mosquitto where no ordinary PATH looks
+
+
+def _unavailable(reason: str) -> NoReturn:
+    if os.environ.get("CI", "").lower() not in ("", "0", "false"):
+        pytest.fail(f"{reason} (CI is set, so this is no reason to skip)", pytrace=False)
+    pytest.skip(reason)
+
+
+def _data_root() -> Path:
+    return Path(os.environ.get(DATA_VARIABLE) or ROOT.parent / "shared" / "data")
+
+
+def _shared_data(name: str) -> Path:
+    folder = _data_root() / name
+    if not (folder / "train" / "good").is_dir():
+        _unavailable(f"the pictures of {name} are not at {folder}; set {DATA_VARIABLE} to the folder that holds them")
+    return folder
+
+
+def _require_program(name: str) -> Path:
+    found = shutil.which(name, path=os.pathsep.join((os.environ.get("PATH", os.defpath), *_SYSTEM_PROGRAMS)))
+    if found is None:
+        _unavailable(f"the program {name} is not installed")
+    return Path(found)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for marker in item.iter_markers("needs_data"):
+        _shared_data(*marker.args)
+
+
+@pytest.fixture(scope="session")
+def unavailable() -> Callable[[str], NoReturn]:
+    """`unavailable(reason)` skips the test; where CI is set it fails it."""
+    return _unavailable
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Callable[[str], Path]:
+    """`shared_data("toy_alien")` is the folder of that set: train/good, test/good, test/DEFECT and so on."""
+    return _shared_data
+
+
+@pytest.fixture(scope="session")
+def require_program() -> Callable[[str], Path]:
+    """`require_program("mosquitto")` is the program's path."""
+    return _require_program
