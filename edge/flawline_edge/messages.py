@@ -1,0 +1,122 @@
+"""What the station says over MQTT: topics and payloads.
+
+Payloads are ASCII without spaces, their keys in the contract's order: some PLCs read them with string functions.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+from flawline_inspect.clock import wall_clock
+from flawline_inspect.verdict import Verdict, wall_time
+
+__all__ = ["Alarm", "Key", "Message", "Messages", "StationState", "says_offline"]
+
+_ALARM_TEXT_LENGTH = 160
+_COMMAND_NAME_LENGTH = 32
+
+Key = tuple[str, int]
+"""Boot and seq: what names a verdict."""
+
+
+@dataclass(frozen=True, slots=True)
+class StationState:
+    """What ROOT/state says; the fields' order is the wire's.
+
+    `state` is starting, ready, paused, fault, stopped, or offline (the will).
+    """
+
+    state: str
+    boot: str
+    recipe: int
+    model: str
+    engine: str
+    precision: str
+    reason: str = ""
+
+    def to_json(self) -> str:
+        """The wire form: ASCII, no spaces, keys in the contract's order."""
+        return _compact(asdict(self))
+
+
+class Alarm(NamedTuple):
+    """What ROOT/alarm/NAME says; `since` is when it was raised or cleared, which a new text does not change."""
+
+    active: bool
+    since: str
+    text: str
+
+    @classmethod
+    def following(cls, previous: Alarm | None, active: bool, text: str) -> Alarm:
+        """The alarm as it is now; equal to `previous` if nothing has changed."""
+        since = previous.since if previous is not None and previous.active == active else wall_time(wall_clock())
+        return cls(active, since, text[:_ALARM_TEXT_LENGTH])
+
+    def to_json(self) -> str:
+        return _compact(self._asdict())
+
+
+class Message(NamedTuple):
+    """One message on its way; `key` is set if it is a verdict, live or, with `history`, late."""
+
+    topic: str
+    payload: str
+    qos: int = 1
+    retain: bool = False
+    expiry_s: int | None = None
+    key: Key | None = None
+    history: bool = False
+
+
+class Messages:
+    """The station's messages below `root`. A live verdict is worth something for `expiry_s`."""
+
+    def __init__(self, root: str, expiry_s: int, *, scalar_topics: bool) -> None:
+        self.state_topic = f"{root}/state"
+        self.command_topics = f"{root}/cmd/+"
+        self._root = root
+        self._expiry_s = expiry_s
+        self._scalar_topics = scalar_topics
+
+    def state(self, state: StationState) -> Message:
+        return Message(self.state_topic, state.to_json(), retain=True)
+
+    def alarm(self, name: str, alarm: Alarm) -> Message:
+        return Message(f"{self._root}/alarm/{name}", alarm.to_json(), retain=True)
+
+    def heartbeat(self, count: int) -> Message:
+        return Message(f"{self._root}/heartbeat", str(count), qos=0)
+
+    def verdict(self, verdict: Verdict) -> list[Message]:
+        """The verdict itself first, then its code if the PLC wants one."""
+        key = (verdict.boot, verdict.seq)
+        messages = [Message(f"{self._root}/verdict", verdict.to_json(), expiry_s=self._expiry_s, key=key)]
+        if self._scalar_topics:
+            messages.append(Message(f"{self._root}/verdict/code", verdict.to_code(), expiry_s=self._expiry_s))
+        return messages
+
+    def history(self, verdict: Verdict) -> Message:
+        key = (verdict.boot, verdict.seq)
+        return Message(f"{self._root}/history", verdict.to_json(), key=key, history=True)
+
+    def acknowledgement(self, name: str, payload: dict[str, object]) -> Message:
+        return Message(f"{self._root}/ack/{name}", _compact(payload))
+
+    def command_name(self, topic: str) -> str:
+        """What stands for the + of `command_topics`; empty if it cannot be a command's name."""
+        name = topic[len(self.command_topics) - 1 :]
+        return name if name.isascii() and len(name) <= _COMMAND_NAME_LENGTH else ""
+
+
+def says_offline(payload: bytes) -> bool:
+    """Whether this is a state, anybody's, that says offline."""
+    try:
+        return bool(json.loads(payload)["state"] == "offline")
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
+def _compact(payload: dict[str, Any]) -> str:
+    return json.dumps(payload, ensure_ascii=True, separators=(",", ":"))
