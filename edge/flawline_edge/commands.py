@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import json
+import queue
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 
+from flawline_edge.trigger import Trigger
+from flawline_edge.verdict_path import VerdictPath
+from flawline_inspect.decision import Decision
 from flawline_inspect.errors import InputError
-from flawline_inspect.verdict import is_wire_id
+from flawline_inspect.verdict import Reason, is_wire_id
 
-__all__ = ["Duplicates", "Request", "parse_request"]
+__all__ = ["Duplicates", "Request", "TriggerCommands", "parse_request"]
+
+WAITING_TRIGGERS = 16
+"""Triggers that may wait behind the one in work; the next one gets `overrun` at once."""
 
 _MAX_REQUEST_ID = 64
 _REMEMBER_S = 60.0
@@ -48,7 +57,9 @@ def parse_request(payload: bytes) -> Request:
         raise RequestError("bad_json") from exc
     if not isinstance(data, dict):
         raise RequestError("bad_json")
-    request_id = data.get("id", data.get("trigger", ""))
+    request_id = data.get("id", "")
+    if request_id == "":
+        request_id = data.get("trigger", "")
     if not isinstance(request_id, str) or len(request_id) > _MAX_REQUEST_ID or not request_id.isascii():
         raise RequestError("bad_id")
     trigger, part = data.get("trigger"), data.get("part", "")
@@ -80,3 +91,76 @@ class Duplicates:
                 return False
             self._seen[request_id] = now
             return True
+
+
+class TriggerCommands:
+    """ROOT/cmd/trigger: from a message to an accepted trigger that waits for its frame.
+
+    `acknowledge(name, payload)` sends an answer; `status()` gives what every answer carries beside its own keys.
+    Requests are answered `not_ready` until `open` and after `close`.
+    """
+
+    def __init__(
+        self,
+        path: VerdictPath,
+        *,
+        acknowledge: Callable[[str, dict[str, object]], None],
+        status: Callable[[], dict[str, object]],
+        journal_required: bool,
+    ) -> None:
+        self._path = path
+        self._acknowledge = acknowledge
+        self._status = status
+        self._journal_required = journal_required
+        self._duplicates = Duplicates()
+        self._waiting: queue.Queue[Trigger] = queue.Queue(WAITING_TRIGGERS)
+        self._open = False
+
+    def open(self) -> None:
+        self._open = True
+
+    def close(self) -> None:
+        """Accept no more, and give what still waits its Undefined `stopped`."""
+        self._open = False
+        while (trigger := self.next(timeout_s=0.0)) is not None:
+            self._path.settle(trigger, Decision.undefined(Reason.STOPPED))
+
+    def next(self, *, timeout_s: float) -> Trigger | None:
+        """The trigger that has waited longest."""
+        try:
+            return self._waiting.get(timeout=timeout_s) if timeout_s else self._waiting.get_nowait()
+        except queue.Empty:
+            return None
+
+    def on_command(self, name: str, payload: bytes) -> None:
+        """On paho's thread: must not wait for anything."""
+        if name != "trigger":
+            self._answer(name, "", error="not_enabled")
+            return
+        try:
+            request = parse_request(payload)
+        except RequestError as exc:
+            self._answer(name, exc.id, error=exc.code)
+            return
+        if not self._open:
+            self._answer(name, request.id, error="not_ready")
+            return
+        if not self._duplicates.is_new(request.id):
+            self._answer(name, request.id, duplicate=True)
+            return
+        trigger, committed = self._path.accept(request.part, trigger_id=request.trigger)
+        committed.add_done_callback(partial(self._answer_acceptance, request.id))
+        try:
+            self._waiting.put_nowait(trigger)
+        except queue.Full:
+            self._path.refuse(trigger, Reason.OVERRUN)
+
+    def _answer_acceptance(self, request_id: str, committed: Future[None]) -> None:
+        refused = committed.exception() is not None and self._journal_required
+        self._answer("trigger", request_id, error="journal" if refused else "")
+
+    def _answer(self, name: str, request_id: str, *, error: str = "", duplicate: bool = False) -> None:
+        payload: dict[str, object] = {"id": request_id, "ok": not error, "error": error, **self._status()}
+        if duplicate:
+            payload["duplicate"] = True
+        self._acknowledge(name, payload)

@@ -16,7 +16,7 @@ from flawline_inspect.verdict import Result
 __all__ = ["ConsoleView"]
 
 _ROWS = 12
-_BAR_CELLS = 24
+_BAR_CELLS = 16
 _BAR_FULL_SCALE = 2.0  # times the threshold
 _STYLES = {
     Result.OK: "green",
@@ -49,7 +49,7 @@ class ConsoleView:
             self._live.__enter__()
             self._live.update(self._render())
         else:
-            self._console.print(self._heading)
+            self._console.print(self._heading, markup=False)
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -101,15 +101,18 @@ class ConsoleView:
 
     def _render(self) -> RenderableType:
         table = Table(box=None, pad_edge=False, header_style="bold", expand=False)
-        for heading, justify in (
-            ("part", "left"), ("result", "left"), ("score", "right"), ("0 · threshold · 2x", "left"), ("ms", "right"), ("truly", "left"),
-        ):  # fmt: skip
-            table.add_column(heading, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+        # Where a terminal is narrow the truth is cut, never a number.
+        table.add_column("part", no_wrap=True, min_width=8)
+        table.add_column("result", no_wrap=True, min_width=14)
+        table.add_column("score", justify="right", no_wrap=True, min_width=9)
+        table.add_column("0  threshold  2x", no_wrap=True, min_width=_BAR_CELLS)
+        table.add_column("ms", justify="right", no_wrap=True, min_width=7)
+        table.add_column("truly", no_wrap=True, overflow="ellipsis", ratio=1)
         for inspection in self._rows:
             verdict = inspection.verdict
             style = _STYLES[verdict.result]
             table.add_row(
-                verdict.part or verdict.trigger,
+                Text(verdict.part or verdict.trigger),
                 Text(
                     verdict.result.label + (f" {verdict.reason.value}" if verdict.reason.value else ""),
                     style=style,

@@ -16,10 +16,16 @@ def stop_on_signals() -> Iterator[threading.Event]:
     """An event that SIGTERM and the first Ctrl-C set; a second Ctrl-C interrupts (exit code 130)."""
     stop = threading.Event()
 
+    stopping = False
+
     def on_signal(number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and stop.is_set():
+        nonlocal stopping
+        if number == signal.SIGINT and stopping:
             raise KeyboardInterrupt
-        stop.set()
+        stopping = True
+        # Not here: the handler runs in the middle of whatever the main thread does, also of `stop.wait`, whose lock
+        # `set` would wait for, for ever.
+        threading.Thread(target=stop.set, name="stop", daemon=True).start()
 
     previous = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
     try:

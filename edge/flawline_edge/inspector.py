@@ -14,7 +14,7 @@ from flawline_engines import Engine, open_engine
 from flawline_inspect.bundle import Bundle
 from flawline_inspect.config import EngineConfig, RecipeConfig
 from flawline_inspect.decision import Decision, DecisionRule
-from flawline_inspect.errors import EngineError
+from flawline_inspect.errors import BundleError, EngineError
 from flawline_inspect.frame import Placement, Roi, fit_picture
 
 __all__ = ["Inspector", "Judgement"]
@@ -100,6 +100,10 @@ class Inspector:
         parts judged by it.
         """
         spec, threshold = self.bundle.frame, self.bundle.threshold
+        if not self.bundle.manifest.golden:
+            raise BundleError(
+                f"{self.bundle.source}: has no golden pictures, so that no station can test itself with it; train it again"
+            )
         blank = np.zeros((1, spec.height, spec.width, 3), np.uint8)
         for _ in range(_WARM_UP_RUNS):
             engine.infer(blank)

@@ -23,6 +23,7 @@ __all__ = ["RejectWriter"]
 _log = logging.getLogger(__name__)
 
 _WAITING = 32
+_GOODBYE_S = 5.0
 
 
 class RejectWriter:
@@ -49,8 +50,12 @@ class RejectWriter:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._waiting.put(None)
-        self._thread.join(10.0)
+        try:
+            self._waiting.put(None, timeout=_GOODBYE_S)
+        except queue.Full:
+            _log.warning("%s: the disk does not answer; pictures of rejected parts are lost", self.folder)
+            return
+        self._thread.join(_GOODBYE_S)
 
     def __call__(self, inspection: Inspection) -> None:
         if inspection.verdict.result is not Result.NOT_OK or inspection.judgement is None or inspection.frame is None:

@@ -6,6 +6,7 @@ clock with Undefined `deadline`. That is the whole of "exactly one verdict": nob
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import deque
@@ -13,6 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 __all__ = ["DeadlineClock", "Trigger"]
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(eq=False, slots=True)
@@ -91,4 +94,8 @@ class DeadlineClock:
                     continue
                 due = self._watched.popleft()
             if due.claim():
-                self._on_deadline(due)
+                try:
+                    self._on_deadline(due)
+                except Exception:
+                    # The top of the thread: without it every later deadline would pass in silence.
+                    _log.exception("the deadline of trigger %s could not be served", due.id)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
+from rich.text import Text
 
 from flawline_engines.engine import EngineKind, Precision, open_engine
 from flawline_inspect.bundle import Bundle
@@ -81,6 +82,8 @@ def check(
     """
     if not paths:
         raise InputError("nothing to check; name pictures, folders or videos behind the bundle")
+    if threshold is not None and not threshold > 0:
+        raise InputError(f"--threshold is {threshold}, expected more than 0; higher rejects less")
     opened = Bundle.open(bundle)
     rule = DecisionRule(opened.threshold if threshold is None else threshold)
     n_expected = _count(paths)
@@ -145,8 +148,13 @@ def check(
                 )
             else:
                 share = f"{decision.score / rule.threshold:.0%}" if decision.result is not Result.UNDEFINED else ""
-                label = f"[{_STYLES[decision.result]}]{decision.result.label}[/]"
-                table.add_row(found.name, label, f"{decision.score:.4f}", share, error)
+                table.add_row(
+                    Text(found.name),
+                    Text(decision.result.label, style=_STYLES[decision.result]),
+                    f"{decision.score:.4f}",
+                    share,
+                    Text(error or decision.reason.value),
+                )
             progress.advance(task)
     if not json:
         out.print(table)
@@ -156,7 +164,8 @@ def check(
             + ", ".join(
                 f"{n} {result.label}" for result, n in results.items() if n or result in (Result.OK, Result.NOT_OK)
             )
-            + f" at threshold {rule.threshold:.4f} ({opened.model_id})"
+            + f" at threshold {rule.threshold:.4f} ({opened.model_id})",
+            markup=False,
         )
     if odd_sizes:
         err.print(

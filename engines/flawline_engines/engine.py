@@ -23,6 +23,9 @@ __all__ = ["Engine", "EngineKind", "Inference", "Precision", "open_engine"]
 
 _log = logging.getLogger(__name__)
 
+MAX_BATCH = 64
+"""Frames in one call; the graph is exported, and TensorRT plans are built, for 1 to this many."""
+
 EngineKind = Literal["auto", "openvino", "onnxruntime"]
 Precision = Literal["fp32", "bf16"]
 
@@ -60,8 +63,10 @@ class Engine(Protocol):
 
 def checked_frames(frames: NDArray[np.uint8], hw: tuple[int, int]) -> NDArray[np.uint8]:
     """The frames, contiguous. Raises `EngineError` with found and expected: an engine never transposes quietly."""
-    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[1:] != (*hw, 3) or not len(frames):
-        raise EngineError(f"frames are {frames.dtype} {frames.shape}, expected uint8 (N, {hw[0]}, {hw[1]}, 3)")
+    fits = frames.dtype == np.uint8 and frames.ndim == 4 and frames.shape[1:] == (*hw, 3)
+    if not fits or not 1 <= len(frames) <= MAX_BATCH:
+        expected = f"uint8 (N, {hw[0]}, {hw[1]}, 3) with N from 1 to {MAX_BATCH}"
+        raise EngineError(f"frames are {frames.dtype} {frames.shape}, expected {expected}")
     return np.ascontiguousarray(frames)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from types import TracebackType
 from typing import Any
 
@@ -27,6 +28,8 @@ class OnnxRuntimeEngine:
         self._session: Any = None
 
     def __enter__(self) -> OnnxRuntimeEngine:
+        # Importing ONNX Runtime otherwise writes a device id and a telemetry database into the home folder.
+        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
         try:
             import onnxruntime as ort
         except ImportError as exc:

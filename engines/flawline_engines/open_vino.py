@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
@@ -27,7 +28,8 @@ class OpenVinoEngine:
             raise EngineError(f"openvino has no precision {precision!r}; expected {' or '.join(_PRECISION_HINTS)}")
         self._model, self._hw, self._threads = model, hw, threads
         self.precision = precision
-        self._request: Any = None
+        self._compile: Callable[[int], Any] | None = None
+        self._requests: dict[int, Any] = {}
 
     def __enter__(self) -> OpenVinoEngine:
         try:
@@ -47,8 +49,14 @@ class OpenVinoEngine:
             if self.precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
                 raise EngineError("this processor has no bf16; use precision fp32")
             model = core.read_model(self._model, b"")
-            # Fixed height and width are in the model; the batch stays dynamic.
-            self._request = core.compile_model(model, "CPU", config).create_infer_request()
+
+            def compile_for(batch: int) -> Any:
+                # One request a batch size: with a dynamic batch OpenVINO took three times as long (benchmarks/LOG.md).
+                model.reshape([batch, *self._hw, 3])
+                return core.compile_model(model, "CPU", config).create_infer_request()
+
+            self._compile = compile_for
+            self._requests = {1: compile_for(1)}
         except RuntimeError as exc:
             if isinstance(exc, EngineError):
                 raise
@@ -58,14 +66,18 @@ class OpenVinoEngine:
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._request = None
+        self._compile = None
+        self._requests = {}
 
     def infer(self, frames: NDArray[np.uint8]) -> Inference:
-        if self._request is None:
+        if self._compile is None:
             raise EngineError("the engine is not open; use it inside `with`")
         frames = checked_frames(frames, self._hw)
+        batch = len(frames)
         try:
-            results = self._request.infer([frames], share_inputs=True)
+            if batch not in self._requests:
+                self._requests[batch] = self._compile(batch)
+            results = self._requests[batch].infer([frames], share_inputs=True)
         except RuntimeError as exc:
             raise EngineError(f"openvino failed: {_last_line(exc)}") from exc
         # Without share_outputs OpenVINO copies: the arrays stay valid after the next frame.

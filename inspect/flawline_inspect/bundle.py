@@ -35,6 +35,7 @@ SUFFIX = ".flawline"
 MANIFEST = "manifest.json"
 MODEL = "model.onnx"
 WEIGHTS = "weights.safetensors"
+NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 MAX_MEMBERS = 512
 MAX_MEMBER_BYTES = 1 << 30
 MAX_BUNDLE_BYTES = 2 << 30
@@ -123,7 +124,7 @@ class Manifest(_Section):
     """`manifest.json`. Unknown keys are refused: they would mean a newer schema than this reader knows."""
 
     schema_version: Literal[1]
-    name: Annotated[str, Field(pattern="^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    name: Annotated[str, Field(pattern=f"^{NAME_PATTERN}$")]
     created: str
     method: MethodSection
     frame: FrameSection

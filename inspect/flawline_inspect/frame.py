@@ -57,20 +57,20 @@ PICTURE_SUFFIXES = frozenset(
 Roi = tuple[int, int, int, int]
 """Region of interest in camera pixels: x, y, width, height."""
 
-_8_BIT = 8
+FULL_DEPTH = 16
 
 
 @dataclass(frozen=True, slots=True)
 class FrameSpec:
     """The model's frame: what every picture is brought to before the graph.
 
-    `bit_depth` is the depth that the pictures use (8, 10, 12, 14 or 16), not the one they are stored in: a 12-bit
-    camera writes 16-bit files whose upper four bits are always 0.
+    `bit_depth` is how many bits 16-bit pictures really use (8 to 16): a 12-bit camera writes 16-bit files whose upper
+    four bits are always 0. It says nothing about 8-bit pictures.
     """
 
     width: int
     height: int
-    bit_depth: int = _8_BIT
+    bit_depth: int = FULL_DEPTH
     roi: Roi | None = None
 
     def __post_init__(self) -> None:
@@ -79,7 +79,7 @@ class FrameSpec:
                 raise InputError(
                     f"frame {name} is {value}, expected a multiple of {FRAME_MULTIPLE} from {FRAME_MULTIPLE} up"
                 )
-        if not _8_BIT <= self.bit_depth <= 16:
+        if not 8 <= self.bit_depth <= FULL_DEPTH:
             raise InputError(f"frame bit_depth is {self.bit_depth}, expected 8 to 16")
 
 
@@ -128,7 +128,9 @@ class Placement:
         return out
 
 
-def frame_for(picture_wh: tuple[int, int], size: int, *, bit_depth: int = _8_BIT, roi: Roi | None = None) -> FrameSpec:
+def frame_for(
+    picture_wh: tuple[int, int], size: int, *, bit_depth: int = FULL_DEPTH, roi: Roi | None = None
+) -> FrameSpec:
     """The frame whose long side is `size` and whose aspect ratio is that of `picture_wh` (or of `roi`), rounded up."""
     width, height = (roi[2], roi[3]) if roi else picture_wh
     if size < 2 * FRAME_MULTIPLE or size % FRAME_MULTIPLE:
@@ -184,7 +186,7 @@ def _to_8_bit(picture: NDArray[np.generic], bit_depth: int) -> NDArray[np.uint8]
         return picture.astype(np.uint8) * np.uint8(255)
     if picture.dtype == np.uint16:
         # A fixed scale, not one taken from the picture: brightness is part of what good looks like.
-        full = float((1 << bit_depth) - 1) if bit_depth > _8_BIT else 65535.0
+        full = float((1 << bit_depth) - 1)
         return np.asarray(cv2.convertScaleAbs(picture.astype(np.uint16), alpha=255.0 / full), np.uint8)
     if np.issubdtype(picture.dtype, np.floating):
         values = picture.astype(np.float32)

@@ -263,6 +263,7 @@ class Wire:
         self.verdicts: list[tuple[float, Verdict]] = []
         self.states: list[tuple[float, StationState]] = []
         self.alarms: list[tuple[float, str, bool, str]] = []
+        self.every_alarm: list[tuple[float, str, bool, str]] = []  # with the ends that every start sends
         self.acks: list[tuple[float, str, dict[str, Any]]] = []
         self.options: dict[str, Any] = {}
         self.started = self.stopped = 0
@@ -318,7 +319,9 @@ class Wire:
         self.acks.append((time.monotonic(), name, dict(payload)))
 
     def alarm(self, name: str, active: bool, text: str = "") -> None:
-        self.alarms.append((time.monotonic(), name, active, text))
+        self.every_alarm.append((time.monotonic(), name, active, text))
+        if active or any(name == known for _, known, _, _ in self.alarms):
+            self.alarms.append(self.every_alarm[-1])
 
     # What a test asks and sends.
 

@@ -127,9 +127,6 @@ def test_any_payload_is_read_or_refused(payload: bytes) -> None:
     assert len(refusal.id) <= 64 and refusal.id.isascii()
 
 
-@pytest.mark.xfail(
-    reason='commands.py: "id":"" is kept, so a PLC with an empty id has its second trigger taken for a duplicate'
-)
 def test_an_empty_id_is_no_id() -> None:
     """Two triggers with `"id":""` are two requests: the trigger's own id names them."""
     first, second = (parse_request(b'{"id":"","trigger":"T-%d"}' % n) for n in (1, 2))

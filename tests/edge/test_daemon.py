@@ -73,9 +73,6 @@ def test_the_handlers_of_before_are_restored(ending: str) -> None:
     assert [signal.getsignal(number) for number in numbers] == before
 
 
-@pytest.mark.xfail(
-    reason="daemon.py: the handler calls Event.set(), whose lock Event.wait() of the same thread may hold: it never ends"
-)
 def test_a_signal_during_a_wait_does_not_hang() -> None:
     """The station waits for the next part on the very event; the signal may come at any instant of that."""
     program = """

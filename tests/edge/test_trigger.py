@@ -148,9 +148,6 @@ def test_the_clock_stops_quickly(watched: int) -> None:
     assert not any(thread.name == "deadline" for thread in threading.enumerate())
 
 
-@pytest.mark.xfail(
-    reason="trigger.py: an exception in on_deadline ends the clock's thread, and no deadline comes again"
-)
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_failing_deadline_does_not_end_the_clock() -> None:
     """One trigger whose publication fails in a way nobody foresaw: the next one still has its deadline."""

@@ -150,7 +150,7 @@ def test_every_picture_becomes_the_frame(
         pytest.param(1023, np.uint16, 10, 255, id="10-bit saturated"),
         pytest.param(0x8080, np.uint16, 16, 128, id="16-bit grey"),
         pytest.param(65535, np.uint16, 16, 255, id="16-bit saturated"),
-        pytest.param(0x8080, np.uint16, 8, 128, id="16-bit picture for an 8-bit frame"),
+        pytest.param(128, np.uint16, 8, 128, id="8 bits in a 16-bit file"),
         pytest.param(0.0, np.float32, 8, 0, id="float black"),
         pytest.param(0.2, np.float32, 8, 51, id="float grey"),
         pytest.param(1.0, np.float64, 8, 255, id="double saturated"),

@@ -46,7 +46,7 @@ def calibrate(
 ) -> Calibration:
     """Calibrate with held-out good `frames` (n, H, W, 3). Deterministic; in float32 whatever training used."""
     device = next(network.parameters()).device
-    error_map = ErrorMap(max(frames.shape[1:3])).to(device)
+    error_map = ErrorMap((frames.shape[1], frames.shape[2])).to(device)
     smoothed = []  # per channel, still unweighted: smoothing and weighting may be swapped
     for start in range(0, len(frames), _BATCH):
         x = torch.from_numpy(frames[start : start + _BATCH]).to(device).float().permute(0, 3, 1, 2) / 255

@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from flawline_engines import EngineKind, open_engine
 from flawline_inspect.bundle import Bundle
 from flawline_inspect.decision import DecisionRule
 from flawline_inspect.errors import InputError, PictureError
-from flawline_inspect.frame import find_pictures, fit_picture, read_picture
+from flawline_inspect.frame import Placement, find_pictures, fit_picture, read_picture
 from flawline_inspect.verdict import Result
 
 __all__ = ["DefectKind", "Evaluation", "evaluate"]
@@ -27,7 +28,6 @@ __all__ = ["DefectKind", "Evaluation", "evaluate"]
 GOOD = "good"
 AUPRO_LIMIT = 0.3
 """False-positive rate up to which the per-region overlap is integrated, as usual since Bergmann et al. 2019."""
-_MAX_BATCH = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,16 +87,14 @@ def evaluate(
     scores: list[float] = []
     rejected: list[bool] = []
     kinds: list[str] = []
-    heatmaps: list[NDArray[np.float16]] = []
+    heatmaps: list[NDArray[np.float32]] = []
     masks: list[NDArray[np.uint8]] = []
     skipped: list[str] = []
     with open_engine(bundle, engine, threads=threads) as runner:
         for done, sample in enumerate(samples, 1):
             try:
                 frame, placement = fit_picture(read_picture(sample.path), spec)
-                mask = (
-                    placement.mask_to_frame(_read_mask(sample.mask), (spec.height, spec.width)) if sample.mask else None
-                )
+                mask = _mask_in_frame(sample.mask, placement, (spec.height, spec.width)) if sample.mask else None
             except PictureError as exc:
                 skipped.append(str(exc))
                 continue
@@ -109,7 +107,7 @@ def evaluate(
             rejected.append(decision.result is not Result.OK)
             kinds.append(sample.kind)
             if has_masks and (mask is not None or sample.kind == GOOD):
-                heatmaps.append(result.heatmaps[0].astype(np.float16))
+                heatmaps.append(result.heatmaps[0])
                 masks.append(np.zeros((spec.height, spec.width), np.uint8) if mask is None else mask)
 
     labels = np.array([kind != GOOD for kind in kinds])
@@ -133,7 +131,7 @@ def evaluate(
     )
     return Evaluation(
         image_auroc=_auroc(values, labels),
-        average_precision=float(binary_average_precision(torch.from_numpy(values), torch.from_numpy(labels).int())),
+        average_precision=float(binary_average_precision(_ranks(values), torch.from_numpy(labels).int())),
         pixel_auroc=pixel_auroc,
         aupro=aupro,
         false_reject_rate=float(not_ok[~labels].mean()),
@@ -176,27 +174,38 @@ def _mask_of(dataset: Path, kind: str, picture: Path) -> Path | None:
     return None
 
 
-def _read_mask(path: Path) -> NDArray[np.uint8]:
+def _mask_in_frame(path: Path, placement: Placement, hw: tuple[int, int]) -> NDArray[np.uint8]:
+    """The mask file as (H, W) of 0 and 1. Raises `PictureError` naming it."""
     mask = read_picture(path)
     grey = np.asarray(mask if mask.ndim == 2 else mask.max(2), np.float32)
     # JPEG-like noise around 0 is no defect; masks are 0 and 255, or 0 and 1.
-    return (grey > (127 if grey.max() > 1 else 0)).astype(np.uint8)
+    binary = (grey > (127 if grey.max() > 1 else 0)).astype(np.uint8)
+    try:
+        return placement.mask_to_frame(binary, hw)
+    except PictureError as exc:
+        raise PictureError(f"{path}: {exc}") from exc
 
 
 def _auroc(scores: NDArray[np.floating], labels: NDArray[np.bool_]) -> float:
     from torchmetrics.functional.classification import binary_auroc  # imports torchvision: seconds
 
-    return float(binary_auroc(torch.from_numpy(scores), torch.from_numpy(labels).int()))
+    return float(binary_auroc(_ranks(scores), torch.from_numpy(labels).int()))
 
 
-def _pixel_metrics(heatmaps: NDArray[np.float16], masks: NDArray[np.uint8]) -> tuple[float, float]:
+def _ranks(scores: NDArray[np.floating]) -> Tensor:
+    """The scores' ranks in 0-1, equal ones alike. torchmetrics takes a sigmoid of what is outside 0-1, which makes all
+    scores from about 37 up equal; its metrics depend on the order only."""
+    distinct, place = np.unique(scores, return_inverse=True)
+    return torch.from_numpy(place.reshape(np.shape(scores)).astype(np.float64) / max(1, len(distinct) - 1))
+
+
+def _pixel_metrics(heatmaps: NDArray[np.float32], masks: NDArray[np.uint8]) -> tuple[float, float]:
     """AUROC over all pixels, and the area under the per-region overlap up to a false-positive rate of 0.3."""
     from anomalib.metrics.aupro import _AUPRO  # heavy: imported where it is needed
     from torchmetrics.functional.classification import binary_auroc
 
-    maps, truth = torch.from_numpy(heatmaps.astype(np.float32)), torch.from_numpy(masks).int()
-    # Metrics squash what is outside 0-1 with a sigmoid, which merges large values; a monotonic map to 0-1 keeps every rank.
-    maps = (maps - maps.min()) / (maps.max() - maps.min()).clamp(min=1e-12)
+    shown = np.where(np.isfinite(heatmaps), heatmaps, np.finfo(np.float32).max)  # what cannot be scored is rejected
+    maps, truth = _ranks(shown).float(), torch.from_numpy(masks).int()
     metric = _AUPRO(fpr_limit=AUPRO_LIMIT)
     metric.update(maps, truth)
     return float(binary_auroc(maps.flatten(), truth.flatten())), float(metric.compute())

@@ -13,6 +13,7 @@ import contextlib
 import io
 import logging
 import math
+import sys
 import warnings
 from typing import cast
 
@@ -22,13 +23,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from flawline_engines.engine import MAX_BATCH
 from flawline_inspect.calibration import GoodSpread
 from flawline_inspect.frame import Placement
 
 __all__ = ["ErrorMap", "InspectionGraph", "onnx_from_graph"]
 
 OPSET = 18  # TensorRT 10.3 reads it; the exporter's default of 20 is not needed
-MAX_BATCH = 64
 TOP_SHARE = 0.003
 MAX_TOP_PIXELS = 3840  # TensorRT's limit on TopK
 SSIM_WINDOW = 7
@@ -44,9 +45,9 @@ def top_pixels(placement: Placement) -> int:
     return min(MAX_TOP_PIXELS, max(1, round(TOP_SHARE * w * h)))
 
 
-def gaussian_taps(sigma: float) -> Tensor:
-    """A normalised Gaussian over 3 sigma each side, (2r + 1,)."""
-    radius = max(1, math.ceil(3 * sigma))
+def gaussian_taps(sigma: float, longest_radius: int = sys.maxsize) -> Tensor:
+    """A normalised Gaussian over 3 sigma each side, (2r + 1,), cut at `longest_radius` pixels."""
+    radius = min(max(1, math.ceil(3 * sigma)), longest_radius)
     offsets = torch.arange(-radius, radius + 1, dtype=torch.float64)
     taps = torch.exp(-(offsets**2) / (2 * sigma**2))
     return (taps / taps.sum()).float()
@@ -55,16 +56,17 @@ def gaussian_taps(sigma: float) -> Tensor:
 class ErrorMap(nn.Module):
     """Picture and reconstruction, both (B, 3, H, W) in 0-1 → smoothed reconstruction error (B, 1, H, W), weighted.
 
-    `weights` (2,) bring absolute error and structural dissimilarity to the same scale; see `calibrate`.
+    For frames of `hw` (height, width). `weights` (2,) bring absolute error and structural dissimilarity to the same scale; see `calibrate`.
     """
 
     weights: Tensor
     taps: Tensor
 
-    def __init__(self, long_side: int) -> None:
+    def __init__(self, hw: tuple[int, int]) -> None:
         super().__init__()
         self.register_buffer("weights", torch.ones(len(ERROR_CHANNELS)))
-        self.register_buffer("taps", gaussian_taps(SMOOTHING_SHARE * long_side))
+        # Reflection at the border reaches no further than the frame is wide.
+        self.register_buffer("taps", gaussian_taps(SMOOTHING_SHARE * max(hw), min(hw) - 1))
 
     def channels(self, x: Tensor, repaired: Tensor) -> Tensor:
         """The unsmoothed errors, (B, 2, H, W), in the order of `ERROR_CHANNELS`."""

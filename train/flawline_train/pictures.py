@@ -53,6 +53,7 @@ class GoodPictures:
     skipped: tuple[tuple[str, str], ...]
     """(file, reason) of what was there and could not be used."""
     sizes: Counter[tuple[int, int]]
+    n_16_bit: int = 0
 
     def notes(self) -> list[str]:
         """What the engineer should know of these pictures, a sentence each."""
@@ -65,8 +66,10 @@ class GoodPictures:
                 f"pictures of {len(self.sizes)} sizes: {count} of {usual[0]}x{usual[1]}, {others}{more}; each was resized "
                 f"into the {self.spec.width}x{self.spec.height} frame with its aspect ratio kept and its border replicated"
             )
-        if self.spec.bit_depth > 8:
-            out.append(f"16-bit pictures that use {self.spec.bit_depth} bits; scaled to 8 by that depth")
+        if self.n_16_bit:
+            out.append(
+                f"{self.n_16_bit} 16-bit pictures that use {self.spec.bit_depth} bits; scaled to 8 by that depth"
+            )
         if len(self.files) < 20:
             out.append(f"only {len(self.files)} good pictures; 20 to 100 make the threshold trustworthy")
         return out
@@ -95,13 +98,14 @@ def load_good_pictures(
     # to save the second reading is what makes training programs die on large sets.
     files: list[PictureFile] = []
     skipped: list[tuple[str, str]] = []
-    brightest_16_bit = 0
+    brightest_16_bit = n_16_bit = 0
     for done, path in enumerate(paths, 1):
         name = path.relative_to(folder).as_posix()
         try:
             picture = read_picture(path)
             if picture.dtype == np.uint16:
                 brightest_16_bit = max(brightest_16_bit, int(picture.max()))
+                n_16_bit += 1
             wh = (picture.shape[1], picture.shape[0])
             fit_picture(picture, FrameSpec(32, 32), roi)
         except PictureError as exc:
@@ -127,11 +131,9 @@ def load_good_pictures(
         frames[i], placements[file.wh] = fit_picture(read_picture(file.path), spec, roi)
         if on_progress is not None:
             on_progress(len(paths) + i + 1, len(paths) + len(files))
-    return GoodPictures(frames, tuple(files), spec, placements[usual_wh], tuple(skipped), sizes)
+    return GoodPictures(frames, tuple(files), spec, placements[usual_wh], tuple(skipped), sizes, n_16_bit)
 
 
 def _used_bits(brightest: int) -> int:
-    """The smallest usual camera depth that holds `brightest`; 8 when no picture has 16 bits."""
-    if not brightest:
-        return 8
-    return next(bits for bits in (8, 10, 12, 14, 16) if brightest < 1 << bits)
+    """The smallest usual camera depth that holds `brightest` of the 16-bit pictures; 16 when there are none."""
+    return next(bits for bits in (8, 10, 12, 14, 16) if brightest < 1 << bits) if brightest else 16

@@ -19,7 +19,7 @@ import safetensors.torch
 import torch
 
 from flawline_inspect import __version__
-from flawline_inspect.bundle import MODEL, WEIGHTS, Bundle, save_bundle
+from flawline_inspect.bundle import MODEL, NAME_PATTERN, WEIGHTS, Bundle, save_bundle
 from flawline_inspect.errors import InputError
 from flawline_inspect.frame import Roi
 from flawline_train.autoencoders import FilteringAutoencoder
@@ -98,13 +98,16 @@ def train(
     if steps is not None and steps < 1:
         raise InputError(f"--steps is {steps}, expected at least 1")
     minutes = DEFAULT_MINUTES if minutes is None else minutes
-    if steps is None and minutes < 0.5:
+    if steps is None and not minutes >= 0.5:
         raise InputError(f"--minutes is {minutes}, expected at least 0.5; use --steps for a quick look")
     if not 4 <= width <= 256:
         raise InputError(f"--width is {width}, expected 4 to 256 channels")
     if not 0 < false_reject < 1:
         raise InputError(f"--false-reject is {false_reject}, expected a share between 0 and 1, such as 0.01")
     _check_output(output)
+    name = _default_name(output) if name is None else name
+    if not re.fullmatch(NAME_PATTERN, name):
+        raise InputError(f"--name is {name!r}, expected 1 to 64 of A-Za-z0-9._- that begin with a letter or digit")
     torch_device = choose_device(device)
 
     def report(stage: str, done: int, of: int) -> None:
@@ -160,7 +163,7 @@ def train(
     )
     members = {MODEL: model, WEIGHTS: _half_weights(network), **golden.members}
     manifest = {
-        "name": name or _default_name(output),
+        "name": name,
         "created": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "method": {
             "name": "filtering",

@@ -1,0 +1,263 @@
+"""The way of one part: accepted, judged, decided, committed, claimed, published, told.
+
+Whoever claims a trigger's slot publishes its verdict, and the journal ends up saying what was published. Nothing after
+the publication can delay it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from dataclasses import dataclass
+
+from flawline_edge.cameras import CameraFrame
+from flawline_edge.inspector import Inspector, Judgement
+from flawline_edge.journal import Accepted, Journal, JournalError
+from flawline_edge.publisher import Publisher
+from flawline_edge.trigger import DeadlineClock, Trigger
+from flawline_inspect.clock import wall_clock
+from flawline_inspect.decision import Decision
+from flawline_inspect.errors import EngineError, PictureError
+from flawline_inspect.verdict import Reason, Verdict
+
+__all__ = ["Alarms", "Counts", "Inspection", "Observer", "VerdictPath"]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What observers get: a verdict and what led to it. Durations in milliseconds.
+
+    `late`: the deadline had passed and this verdict was not published. `overhead_ms` runs from the trigger, or the
+    frame's arrival where that is later, to the verdict's hand-over to MQTT, less inference; `journal_ms` is the wait
+    for the disk in it.
+    """
+
+    verdict: Verdict
+    frame: CameraFrame | None
+    judgement: Judgement | None
+    late: bool = False
+    overhead_ms: float = 0.0
+    journal_ms: float = 0.0
+
+
+Observer = Callable[[Inspection], None]
+"""Called after publishing, one call at a time, by whichever thread published; must return quickly."""
+
+
+@dataclass(slots=True)
+class Counts:
+    """Since the start. `dropped`: frames that were replaced by a newer one; they were no triggers."""
+
+    by_result: list[int]
+    dropped: int = 0
+    late: int = 0
+    unjournaled: int = 0
+
+    @property
+    def inspected(self) -> int:
+        return sum(self.by_result)
+
+
+class Alarms:
+    """Raises and ends ROOT/alarm/NAME, each once. The ones named are ended at the start: a crash may have left them on."""
+
+    def __init__(self, publisher: Publisher, names: Sequence[str]) -> None:
+        self._publisher = publisher
+        self._active: set[str] = set()
+        for name in names:
+            publisher.alarm(name, False)
+
+    def set(self, name: str, text: str) -> bool:
+        """Raise an alarm, or end it with an empty text. Returns whether that changed anything."""
+        if bool(text) == (name in self._active):
+            return False
+        self._active.symmetric_difference_update({name})
+        self._publisher.alarm(name, bool(text), text)
+        return True
+
+
+class VerdictPath:
+    """One station's parts, from acceptance to publication. A context manager: its deadline clock runs inside.
+
+    `journal_required`: a verdict that cannot be written down becomes Undefined `journal` instead of going out.
+    """
+
+    def __init__(
+        self,
+        *,
+        boot: str,
+        inspector: Inspector,
+        journal: Journal,
+        publisher: Publisher,
+        alarms: Alarms,
+        deadline_s: float,
+        journal_required: bool,
+        counts: Counts,
+        observers: Sequence[Observer] = (),
+    ) -> None:
+        self._boot = boot
+        self._inspector = inspector
+        self._journal = journal
+        self._publisher = publisher
+        self._alarms = alarms
+        self._deadline_s = deadline_s
+        self._journal_required = journal_required
+        self._counts = counts
+        self._observers = tuple(observers)
+        self._seq = 0
+        self._accepting = threading.Lock()
+        self._telling = threading.Lock()
+        self._clock = DeadlineClock(self._on_deadline)
+
+    def __enter__(self) -> VerdictPath:
+        self._clock.__enter__()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._clock.__exit__(*exc)
+
+    def accept(
+        self, part: str, *, trigger_id: str | None = None, started: float | None = None
+    ) -> tuple[Trigger, Future[None]]:
+        """Give a trigger its seq, write it down (not waited for here) and start its deadline.
+
+        Without `trigger_id` it is `F<seq>`; `started` (monotonic, s) is now unless given. The future is done when the
+        journal has it.
+        """
+        with self._accepting:
+            self._seq += 1
+            seq = self._seq
+            now = time.monotonic()
+            started = now if started is None else started
+            trigger = Trigger(
+                seq=seq,
+                id=trigger_id or f"F{seq}",
+                part=part,
+                accepted=wall_clock(),
+                started=started,
+                deadline=started + self._deadline_s,
+            )
+            committed = self._journal.accept(
+                Accepted(
+                    boot=self._boot,
+                    seq=seq,
+                    trigger=trigger.id,
+                    part=part,
+                    recipe=self._inspector.number,
+                    model=self._inspector.bundle.model_id,
+                    threshold=self._inspector.rule.threshold,
+                    accepted=trigger.accepted,
+                )
+            )
+            self._clock.watch(trigger)
+        return trigger, committed
+
+    def inspect(self, trigger: Trigger, frame: CameraFrame) -> None:
+        """Judge the frame and settle the trigger, whatever happens on the way."""
+        judgement: Judgement | None = None
+        try:
+            judgement = self._inspector.judge(frame.picture)
+            decision = judgement.decision
+        except PictureError as exc:
+            _log.warning("trigger %s: %s", trigger.id, exc)
+            decision = Decision.undefined(Reason.CAMERA)
+        except EngineError as exc:
+            _log.error("trigger %s: %s", trigger.id, exc)
+            self._alarms.set("engine", str(exc))
+            decision = Decision.undefined(Reason.ENGINE)
+        except Exception as exc:
+            # One part that nobody foresaw must not stop the line; it gets its verdict, and the log the traceback.
+            _log.exception("trigger %s: inspection failed", trigger.id)
+            self._alarms.set("engine", f"inspection failed: {type(exc).__name__}")
+            decision = Decision.undefined(Reason.ENGINE)
+        else:
+            self._alarms.set("engine", "")
+        self.settle(trigger, decision, frame, judgement)
+
+    def settle(
+        self,
+        trigger: Trigger,
+        decision: Decision,
+        frame: CameraFrame | None = None,
+        judgement: Judgement | None = None,
+    ) -> None:
+        """Decided: commit, claim, publish, tell the observers. `frame` and `judgement` are None where there are none."""
+        verdict = self._verdict(trigger, decision, frame)
+        before = time.monotonic()
+        commit = self._journal.decide(verdict)
+        try:
+            commit.result(timeout=max(0.0, trigger.deadline - before))
+        except JournalError:
+            verdict = self._unjournaled(trigger, verdict, frame)
+        except FutureTimeoutError:
+            pass  # the deadline clock has the trigger by now, or takes it in the next instant
+        else:
+            self._alarms.set("journal", "")
+        journal_ms = 1e3 * (time.monotonic() - before)
+        if time.monotonic() < trigger.deadline and trigger.claim():
+            self._publisher.publish_verdict(verdict)
+            # A frame that waited in the camera is not the daemon's overhead: count from the start of its journey here.
+            began = max(trigger.started, frame.arrived_monotonic if frame is not None else trigger.started)
+            spent_ms = 1e3 * (time.monotonic() - began) - (judgement.infer_ms if judgement is not None else 0.0)
+            self._tell(Inspection(verdict, frame, judgement, overhead_ms=spent_ms, journal_ms=journal_ms))
+        else:
+            if trigger.claim():  # past the deadline, but the clock's thread has not come to it yet
+                self._on_deadline(trigger)
+            self._tell(Inspection(verdict, frame, judgement, late=True, journal_ms=journal_ms))
+
+    def refuse(self, trigger: Trigger, reason: Reason) -> None:
+        """Undefined at once, without waiting for anything: on whatever thread this is."""
+        if trigger.claim():
+            verdict = self._verdict(trigger, Decision.undefined(reason), None)
+            self._journal.decide(verdict)
+            self._publisher.publish_verdict(verdict)
+            self._tell(Inspection(verdict, None, None))
+
+    def _unjournaled(self, trigger: Trigger, verdict: Verdict, frame: CameraFrame | None) -> Verdict:
+        """The disk refused. By policy the verdict goes out all the same, or becomes Undefined `journal`."""
+        self._counts.unjournaled += 1
+        self._alarms.set("journal", "the journal cannot be written; check the disk")
+        if self._journal_required:
+            return self._verdict(trigger, Decision.undefined(Reason.JOURNAL), frame)
+        return verdict
+
+    def _verdict(self, trigger: Trigger, decision: Decision, frame: CameraFrame | None) -> Verdict:
+        return Verdict(
+            seq=trigger.seq,
+            boot=self._boot,
+            trigger=trigger.id,
+            part=trigger.part,
+            result=decision.result,
+            reason=decision.reason,
+            score=decision.score,
+            threshold=self._inspector.rule.threshold,
+            recipe=self._inspector.number,
+            model=self._inspector.bundle.model_id,
+            captured=frame.captured if frame is not None else trigger.accepted,
+            ms=1e3 * (time.monotonic() - trigger.started),
+        )
+
+    def _on_deadline(self, trigger: Trigger) -> None:
+        """The trigger is claimed and its time is over: publish first, the disk may be what is late."""
+        verdict = self._verdict(trigger, Decision.undefined(Reason.DEADLINE), None)
+        self._publisher.publish_verdict(verdict)
+        self._journal.decide(verdict, overrules=True)
+        self._tell(Inspection(verdict, None, None))
+
+    def _tell(self, inspection: Inspection) -> None:
+        with self._telling:
+            if inspection.late:
+                self._counts.late += 1
+            else:
+                self._counts.by_result[inspection.verdict.result] += 1
+            for observer in self._observers:
+                try:
+                    observer(inspection)
+                except Exception:
+                    _log.exception("an observer failed; the verdict is not affected")

@@ -1,0 +1,81 @@
+"""A small graph of the project's own kind, untrained, and frames that look like nothing in particular."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from flawline_train.graph import InspectionGraph
+
+HEIGHT, WIDTH = 48, 64
+
+
+@dataclass(frozen=True)
+class SmallGraph:
+    """The graph in torch, and the same exported."""
+
+    graph: InspectionGraph
+    onnx: bytes
+    hw: tuple[int, int] = (HEIGHT, WIDTH)
+
+
+@pytest.fixture(scope="session")
+def small_graph(frames: dict[str, NDArray[np.uint8]]) -> SmallGraph:
+    """Width 8, 64 x 48 px, a border that is no part of the picture; weights and the good parts' statistics are random."""
+    import torch
+
+    from flawline_inspect.calibration import GoodSpread
+    from flawline_inspect.frame import Placement
+    from flawline_train.autoencoders import FilteringAutoencoder
+    from flawline_train.graph import ErrorMap, InspectionGraph, onnx_from_graph
+
+    random = np.random.default_rng(0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = FilteringAutoencoder(8)
+        norms = [module for module in network.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+        for norm in norms:  # as if trained: statistics of real activations, which the exporter folds into the weights
+            norm.momentum = 1.0
+            norm.weight.data.uniform_(0.5, 1.5)
+            norm.bias.data.normal_(0, 0.2)
+        exit_layer = [module for module in network.modules() if isinstance(module, torch.nn.Conv2d)][-1]
+        x = torch.from_numpy(np.stack(list(frames.values()))).float().permute(0, 3, 1, 2) / 255
+        with torch.no_grad():
+            exit_layer.weight.normal_()
+            exit_layer.bias.zero_()
+            network.train()(x)
+            # Differences of 0.15 of the range: visible in the heatmap, and not all clamped away.
+            exit_layer.weight *= 0.15 / (network.eval()(x) - x).std()
+    error_map = ErrorMap((HEIGHT, WIDTH))
+    error_map.weights.copy_(torch.tensor([4.0, 2.5]))
+    good = GoodSpread(
+        mean=random.uniform(0.05, 0.3, (HEIGHT, WIDTH)).astype(np.float32),
+        spread=random.uniform(0.05, 0.2, (HEIGHT, WIDTH)).astype(np.float32),
+    )
+    placement = Placement((640, 400), (0, 0, 640, 400), (0, 4, 64, 40))
+    graph = InspectionGraph(network, error_map, good, placement).eval()
+    return SmallGraph(graph, onnx_from_graph(graph))
+
+
+@pytest.fixture(scope="session")
+def frames() -> dict[str, NDArray[np.uint8]]:
+    """Name: a frame (48, 64, 3): flat ones, noise, and pictures with shapes, slopes and texture."""
+    random = np.random.default_rng(1)
+    found = {f"flat {level}": np.full((HEIGHT, WIDTH, 3), level, np.uint8) for level in (0, 128, 255)}
+    found["noise"] = random.integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
+    slope = np.linspace(0, 255, WIDTH)[None, :, None] * np.ones((HEIGHT, 1, 3))
+    found["slope"] = slope.astype(np.uint8)
+    for i in range(7):
+        base = cv2.GaussianBlur(random.uniform(0, 255, (HEIGHT, WIDTH, 3)), (0, 0), 1.0 + i)
+        picture = cv2.normalize(base, None, 20, 235, cv2.NORM_MINMAX).astype(np.uint8)
+        x, y = int(random.integers(0, 40)), int(random.integers(0, 30))
+        colour = [int(value) for value in random.integers(0, 256, 3)]
+        cv2.rectangle(picture, (x, y), (x + 16, y + 10), colour, -1)
+        found[f"shapes {i}"] = picture
+    return found

@@ -1,0 +1,336 @@
+"""Measuring: operations counted by hand, latencies that make sense, and the command's JSON. No test looks at a time."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+from tests.inspect_.bundles import SIDE, golden_picture, small_manifest, small_members
+
+from flawline_edge import bench_command
+from flawline_engines.bench import (
+    PEAK_DEPTH,
+    conv_gflop,
+    convolution_model,
+    graph_cost,
+    has_precision,
+    measure,
+    peak_gflops,
+)
+from flawline_engines.engine import installed_kinds
+from flawline_engines.onnx_runtime import OnnxRuntimeEngine
+from flawline_inspect.bundle import MODEL, bundle_bytes
+from flawline_inspect.errors import CameraError, EngineError, InputError
+
+HEIGHT, WIDTH = 12, 16
+PIXELS = HEIGHT * WIDTH
+
+
+def model_with(*nodes: onnx.NodeProto, **weights: tuple[int, ...]) -> bytes:
+    """`x` is the frame as float (1, 3, H, W); the last node's output is the graph's."""
+    tensor, helper = onnx.TensorProto, onnx.helper
+    graph = helper.make_graph(
+        [
+            helper.make_node("Cast", ["frames"], ["cast"], to=tensor.FLOAT),
+            helper.make_node("Transpose", ["cast"], ["x"], perm=[0, 3, 1, 2]),
+            *nodes,
+        ],
+        "counted",
+        [helper.make_tensor_value_info("frames", tensor.UINT8, ("n", HEIGHT, WIDTH, 3))],
+        [helper.make_tensor_value_info(nodes[-1].output[0], tensor.FLOAT, None)],
+        [onnx.numpy_helper.from_array(np.ones(shape, np.float32), name) for name, shape in weights.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    return model.SerializeToString()
+
+
+node = onnx.helper.make_node
+COUNTED: dict[str, tuple[bytes, int]] = {
+    "nothing to count": (model_with(node("Relu", ["x"], ["y"])), 0),
+    "3x3 convolution": (
+        model_with(node("Conv", ["x", "w"], ["y"], pads=[1, 1, 1, 1]), w=(8, 3, 3, 3)),
+        PIXELS * 8 * 3 * 9,
+    ),
+    "without padding": (model_with(node("Conv", ["x", "w"], ["y"]), w=(8, 3, 3, 3)), 10 * 14 * 8 * 3 * 9),
+    "with a bias": (
+        model_with(node("Conv", ["x", "w", "b"], ["y"], pads=[1, 1, 1, 1]), w=(8, 3, 3, 3), b=(8,)),
+        PIXELS * 8 * 3 * 9,
+    ),
+    "stride 2": (
+        model_with(node("Conv", ["x", "w"], ["y"], strides=[2, 2], pads=[1, 1, 1, 1]), w=(8, 3, 3, 3)),
+        PIXELS // 4 * 8 * 3 * 9,
+    ),
+    "depthwise": (
+        model_with(node("Conv", ["x", "w"], ["y"], group=3, pads=[1, 1, 1, 1]), w=(6, 1, 3, 3)),
+        PIXELS * 6 * 9,
+    ),
+    "two in a row": (
+        model_with(node("Conv", ["x", "w"], ["z"]), node("Conv", ["z", "v"], ["y"]), w=(4, 3, 1, 1), v=(5, 4, 1, 1)),
+        PIXELS * (4 * 3 + 5 * 4),
+    ),
+    "transposed convolution": (
+        model_with(node("ConvTranspose", ["x", "w"], ["y"], strides=[2, 2]), w=(3, 7, 2, 2)),
+        PIXELS * 3 * 7 * 4,
+    ),
+    "matrix product": (model_with(node("MatMul", ["x", "w"], ["y"]), w=(WIDTH, 5)), 3 * HEIGHT * WIDTH * 5),
+    "gemm": (
+        model_with(node("Flatten", ["x"], ["f"]), node("Gemm", ["f", "w"], ["y"]), w=(3 * PIXELS, 5)),
+        3 * PIXELS * 5,
+    ),
+    "gemm, both transposed": (
+        model_with(
+            node("Flatten", ["x"], ["f"], axis=4),  # (3 H W, 1)
+            node("Gemm", ["f", "w"], ["y"], transA=1, transB=1),
+            w=(5, 3 * PIXELS),
+        ),
+        3 * PIXELS * 5,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", COUNTED)
+def test_operations_are_those_counted_by_hand(name: str) -> None:
+    """Two for each multiplication and its addition, in thousand millions."""
+    model, macs = COUNTED[name]
+    assert conv_gflop(model, (HEIGHT, WIDTH)) == pytest.approx(2 * macs / 1e9, rel=1e-12)
+
+
+def test_operations_do_not_change_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The profile that they are read from is not left behind."""
+    monkeypatch.chdir(tmp_path)
+    conv_gflop(COUNTED["3x3 convolution"][0], (HEIGHT, WIDTH))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_operations_of_what_is_no_graph() -> None:
+    """One line, as an engine's."""
+    with pytest.raises(EngineError, match="onnxruntime cannot run the graph: ") as caught:
+        conv_gflop(b"no graph", (HEIGHT, WIDTH))
+    assert "\n" not in str(caught.value)
+
+
+def test_graph_is_network_and_tail(small_graph) -> None:
+    """The tail are the two smoothing convolutions over one channel; the network is what torch says it is."""
+    import torch
+
+    height, width = small_graph.hw
+    cost = graph_cost(small_graph.onnx, small_graph.hw)
+    taps = small_graph.graph.error_map.taps.numel()
+    rows = height + taps - 1  # the first goes along the rows of the padded picture
+    assert cost.tail_gflop == pytest.approx(2 * taps * width * (rows + height) / 1e9)
+    macs = 0
+
+    def count(layer: torch.nn.Conv2d, _: object, output: torch.Tensor) -> None:
+        nonlocal macs
+        macs += output.numel() * layer.weight[0].numel()
+
+    network = small_graph.graph.network
+    hooks = [m.register_forward_hook(count) for m in network.modules() if isinstance(m, torch.nn.Conv2d)]
+    with torch.inference_mode():
+        network(torch.zeros(1, 3, height, width))
+    for hook in hooks:
+        hook.remove()
+    assert cost.network_gflop == pytest.approx(2 * macs / 1e9)
+    assert cost.gflop == cost.network_gflop + cost.tail_gflop
+
+
+@pytest.mark.parametrize(("channels", "side"), [(1, 16), (16, 32), (64, 16)])
+def test_convolution_model_is_onnx(channels: int, side: int) -> None:
+    """The file that is put together by hand passes ONNX's own checker and has the operations that it is divided by."""
+    data = convolution_model(channels, side)
+    model = onnx.load_from_string(data)
+    onnx.checker.check_model(model, full_check=True)
+    assert [value.name for value in model.graph.output] == ["scores", "heatmaps", "expected"]
+    macs = side * side * 9 * (3 * channels + PEAK_DEPTH * channels * channels)
+    assert conv_gflop(data, (side, side)) == pytest.approx(2 * macs / 1e9)
+
+
+def test_convolution_model_keeps_its_values_in_range() -> None:
+    """Neither overflow nor subnormal numbers, which would take another time."""
+    with OnnxRuntimeEngine(convolution_model(32, 32), (32, 32), threads=1) as engine:
+        heatmap = engine.infer(np.full((1, 32, 32, 3), 200, np.uint8)).heatmaps
+    assert 1e-3 < np.abs(heatmap).max() < 1e6
+
+
+class CountingEngine:
+    """Answers nothing, and counts."""
+
+    kind, precision = "counting", "fp32"
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+
+    def infer(self, frames: NDArray[np.uint8]) -> Any:
+        self.batches.append(len(frames))
+
+
+@pytest.mark.parametrize("batch", [1, 8])
+def test_measure_makes_sense(batch: int) -> None:
+    """In order, positive, at least as many runs as asked for, and a warm-up before them."""
+    engine = CountingEngine()
+    found = measure(engine, np.zeros((batch, 4, 4, 3), np.uint8), seconds=0.0, min_runs=7)  # type: ignore[arg-type]
+    assert (found.batch, found.runs) == (batch, 7)
+    assert set(engine.batches) == {batch} and len(engine.batches) > found.runs
+    assert 0 < found.min_ms <= found.median_ms <= found.p99_ms
+    assert 0 < found.frames_per_s <= batch * 1e3 / found.min_ms * (1 + 1e-9)
+
+
+def test_measure_goes_on_for_the_time() -> None:
+    """With calls that take next to nothing there are many of them."""
+    found = measure(CountingEngine(), np.zeros((1, 4, 4, 3), np.uint8), seconds=0.02, min_runs=1)  # type: ignore[arg-type]
+    assert found.runs * found.min_ms <= 20 + found.p99_ms * found.runs
+    assert found.runs > 1
+
+
+@pytest.mark.parametrize("kind", ["onnxruntime", "openvino"])
+def test_peak_is_a_rate(kind: str) -> None:
+    """Positive and finite; the best of the shapes."""
+    if kind not in installed_kinds():
+        pytest.skip(f"{kind} does not run on this machine")
+    peak = peak_gflops(kind, threads=1, shapes=[(16, 32), (32, 16)], seconds=0.01)  # type: ignore[arg-type]
+    assert math.isfinite(peak) and peak > 0
+
+
+def test_peak_in_a_precision_that_is_not_there() -> None:
+    """ONNX Runtime computes in fp32 only, here as on the line."""
+    assert not has_precision("onnxruntime", "bf16")
+    assert has_precision("onnxruntime", "fp32")
+    with pytest.raises(EngineError, match="bf16"):
+        peak_gflops("onnxruntime", precision="bf16")
+
+
+# --- the command -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle that passes its self-test: convolutions instead of a network, golden scores as ONNX Runtime gives them."""
+    model = convolution_model(16, SIDE)
+    manifest = small_manifest()
+    with OnnxRuntimeEngine(model, (SIDE, SIDE), threads=1) as engine:
+        pictures = {(label, i): golden_picture(i, label) for label in ("good", "damaged") for i in range(2)}
+        scores = {key: float(engine.infer(picture[None]).scores[0]) for key, picture in pictures.items()}
+    for entry, score in zip(manifest["golden"], scores.values(), strict=True):
+        entry["score"] = score
+    path = tmp_path_factory.mktemp("bundle") / "part.flawline"
+    path.write_bytes(bundle_bytes(manifest, small_members() | {MODEL: model}))
+    return path
+
+
+ROW_KEYS = {
+    "engine",
+    "precision",
+    "threads",
+    "batch",
+    "runs",
+    "min_ms",
+    "median_ms",
+    "p99_ms",
+    "frames_per_s",
+    "gflop_per_s",
+    "peak_gflop_per_s",
+    "share_of_peak",
+}
+DAEMON_KEYS = {
+    "parts",
+    "not_in_time",
+    "acknowledged",
+    "broker",
+    "state_dir",
+    "filesystem",
+    "overhead_ms",
+    "journal_ms",
+    "fit_ms",
+    "infer_ms",
+    "fsync_ms",
+    "overhead_less_one_fsync_ms",
+}
+
+
+def test_json_of_the_engines(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One object on standard output, a row for each combination; progress goes elsewhere."""
+    bench_command.bench(
+        bundle, engines=["onnxruntime"], threads=[1, 2, 1], batches=[1, 3], seconds=0.01, parts=0, json=True
+    )
+    printed = capsys.readouterr()
+    assert printed.out.count("\n") == 1
+    report = json.loads(printed.out)
+    assert report.keys() == {"model", "frame_wh", "machine", "gflop_per_frame", "engines", "daemon", "memory"}
+    assert report["daemon"] is None and report["memory"] is None
+    assert report["frame_wh"] == [SIDE, SIDE]
+    assert report["gflop_per_frame"]["total"] == pytest.approx(conv_gflop(convolution_model(16, SIDE), (SIDE, SIDE)))
+    rows = report["engines"]
+    assert [(row["engine"], row["precision"], row["threads"], row["batch"]) for row in rows] == [
+        ("onnxruntime", "fp32", threads, batch) for threads in (1, 2) for batch in (1, 3)
+    ]
+    for row in rows:
+        assert row.keys() == ROW_KEYS
+        assert 0 < row["min_ms"] <= row["median_ms"] <= row["p99_ms"]
+        assert row["share_of_peak"] == pytest.approx(row["gflop_per_s"] / row["peak_gflop_per_s"])
+    assert "onnxruntime" in printed.err
+
+
+def test_json_of_the_daemon(bundle: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every part is measured; the overhead holds the journal's wait and the fitting; nothing is left in the folder."""
+    monkeypatch.setattr(bench_command, "FSYNCS", 5)
+    bench_command.bench(bundle, engines=["onnxruntime"], threads=[1], batches=[1], seconds=0.01, parts=12, json=True)
+    report = json.loads(capsys.readouterr().out)
+    daemon = report["daemon"]
+    assert daemon.keys() == DAEMON_KEYS
+    assert (daemon["parts"], daemon["not_in_time"], daemon["acknowledged"]) == (12, 0, True)
+    for key in ("overhead_ms", "journal_ms", "fit_ms", "infer_ms", "fsync_ms"):
+        assert daemon[key].keys() == {"median", "p99"}
+        assert 0 < daemon[key]["median"] <= daemon[key]["p99"]
+    assert daemon["overhead_ms"]["median"] > daemon["fit_ms"]["median"]
+    assert list(Path(daemon["state_dir"]).glob("flawline-bench-*/state")) == []
+    assert report["memory"].keys() == {"process_resident_mib", "process_peak_mib", "demo_peak_mib"}
+    for mib in report["memory"].values():
+        assert mib is None or mib > 10
+
+
+def test_tables_name_what_was_measured(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """For people: the model, the machine, a line for each combination."""
+    bench_command.bench(bundle, engines=["onnxruntime"], threads=[1], batches=[1, 2], seconds=0.01, parts=0)
+    out = capsys.readouterr().out
+    assert "GFLOP a frame" in out and "bottle-" in out
+    assert len([line for line in out.splitlines() if line.startswith("onnxruntime")]) == 2
+
+
+WRONG_OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
+    "threads": ({"threads": [-1]}, "--threads is -1, expected 0 to 256"),
+    "batches": ({"batches": [1, 65]}, "--batches is 65, expected 1 to 64"),
+    "no batch": ({"batches": [0]}, "--batches is 0, expected 1 to 64"),
+    "seconds": ({"seconds": 0.0}, "--seconds is 0.0, expected more than 0"),
+    "seconds that are no number": ({"seconds": math.nan}, "--seconds is nan"),
+    "parts": ({"parts": -1}, "--parts is -1"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_OPTIONS)
+def test_wrong_options_are_refused(bundle: Path, name: str) -> None:
+    """Before anything is measured, with what was found and what is expected."""
+    options, message = WRONG_OPTIONS[name]
+    with pytest.raises(InputError, match=message):
+        bench_command.bench(bundle, **options)
+
+
+def test_prepared_line_ends_after_its_verdicts() -> None:
+    """It counts verdicts, not pictures: what a station drops while it starts is not missing at the end."""
+    line = bench_command._PreparedLine([np.zeros((4, 4, 3), np.uint8)], 2)
+    with line:
+        handed = [line.read()]  # dropped: no verdict comes
+        for _ in range(2):
+            handed.append(line.read())
+            line(SimpleNamespace(late=False))  # type: ignore[arg-type]
+            line(SimpleNamespace(late=True))  # type: ignore[arg-type]
+        assert line.read() is None
+    assert [frame.part for frame in handed if frame is not None] == ["B000001", "B000002", "B000003"]
+    with pytest.raises(CameraError):
+        line.read()

@@ -1,0 +1,268 @@
+"""Choosing an engine, and what every engine keeps: its errors, its results, its being open or not."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import platform
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from tests.inspect_.bundles import small_manifest, small_members
+
+import flawline_engines
+from flawline_engines import Engine, Inference, open_engine
+from flawline_engines.bench import convolution_model, has_precision
+from flawline_engines.engine import installed_kinds
+from flawline_engines.onnx_runtime import OnnxRuntimeEngine
+from flawline_engines.open_vino import OpenVinoEngine
+from flawline_inspect.bundle import MODEL, Bundle, bundle_bytes
+from flawline_inspect.errors import EngineError
+
+SIDE = 32
+HW = (SIDE, SIDE)
+KINDS = ("onnxruntime", "openvino")
+
+
+@pytest.fixture(scope="module")
+def model() -> bytes:
+    """A graph with the contract's input and outputs; `expected` is the frame itself."""
+    return convolution_model(16, SIDE)
+
+
+def bundle_with(model: bytes) -> Bundle:
+    return Bundle(bundle_bytes(small_manifest(), small_members() | {MODEL: model}), "test")
+
+
+@pytest.fixture(scope="module")
+def bundle(model: bytes) -> Bundle:
+    return bundle_with(model)
+
+
+def engine_from(kind: str, model: bytes) -> Engine:
+    if kind not in installed_kinds():
+        pytest.skip(f"{kind} does not run on this machine")
+    return OpenVinoEngine(model, HW, threads=1) if kind == "openvino" else OnnxRuntimeEngine(model, HW, threads=1)
+
+
+def some_frames(n: int, seed: int = 0) -> NDArray[np.uint8]:
+    return np.random.default_rng(seed).integers(0, 256, (n, SIDE, SIDE, 3), np.uint8)
+
+
+@pytest.fixture
+def without(monkeypatch: pytest.MonkeyPatch):
+    """`without("openvino")`: as if it were not installed."""
+    real = importlib.util.find_spec
+
+    def pretend(*absent: str) -> None:
+        monkeypatch.setattr(
+            importlib.util, "find_spec", lambda name, *rest: None if name in absent else real(name, *rest)
+        )
+
+    return pretend
+
+
+# --- the choice ------------------------------------------------------------------------------------------------------
+
+
+def test_public_names() -> None:
+    """What the package promises."""
+    assert sorted(flawline_engines.__all__) == ["Engine", "EngineKind", "Inference", "Precision", "open_engine"]
+
+
+def test_auto_takes_the_first_that_works(bundle: Bundle, caplog: pytest.LogCaptureFixture) -> None:
+    """Nothing is said where there is nothing to step down from."""
+    with open_engine(bundle) as engine:
+        assert engine.kind == installed_kinds()[0]
+        assert len(engine.infer(some_frames(2)).scores) == 2
+    assert [record for record in caplog.records if "left out" in record.message] == [] or engine.kind != "openvino"
+
+
+def test_auto_steps_down_and_says_why(bundle: Bundle, without, caplog: pytest.LogCaptureFixture) -> None:
+    """Without OpenVINO it is ONNX Runtime, and one warning tells so."""
+    without("openvino")
+    with caplog.at_level(logging.WARNING), open_engine(bundle, "auto") as engine:
+        assert engine.kind == "onnxruntime"
+        engine.infer(some_frames(1))
+        engine.infer(some_frames(1))
+    said = [record.getMessage() for record in caplog.records if record.name.startswith("flawline_engines")]
+    if platform.machine() == "x86_64":
+        assert said == ["engine openvino is left out: it is not installed"]
+    assert len(said) == 1
+
+
+def test_auto_on_another_processor(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """OpenVINO is for x86: elsewhere it is not even tried, and the warning names the processor."""
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    assert installed_kinds() == ["onnxruntime"]
+    with caplog.at_level(logging.WARNING), open_engine(bundle) as engine:
+        assert engine.kind == "onnxruntime"
+    assert "aarch64" in caplog.text
+
+
+def test_auto_without_any_engine(bundle: Bundle, without) -> None:
+    """The error names every engine and its reason."""
+    without("openvino", "onnxruntime")
+    assert installed_kinds() == []
+    with pytest.raises(EngineError, match=r"no engine works here .*openvino: .*onnxruntime: it is not installed"):
+        open_engine(bundle).__enter__()
+
+
+def test_auto_with_a_graph_that_none_can_load() -> None:
+    """An engine that cannot load the graph is a reason to step down as well; what each one said is kept."""
+    with pytest.raises(EngineError, match="onnxruntime: onnxruntime cannot load the graph") as caught:
+        open_engine(bundle_with(b"no graph")).__enter__()
+    assert "\n" not in str(caught.value)
+
+
+def test_auto_before_entering(bundle: Bundle) -> None:
+    """Choosing happens on entering, so there is nothing to infer with before."""
+    with pytest.raises(EngineError, match="not open"):
+        open_engine(bundle).infer(some_frames(1))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_named_engine_is_that_engine(bundle: Bundle, kind: str) -> None:
+    """No stepping down from an engine that was asked for by name."""
+    if kind not in installed_kinds():
+        pytest.skip(f"{kind} does not run on this machine")
+    with open_engine(bundle, kind, threads=1) as engine:
+        assert (engine.kind, engine.precision) == (kind, "fp32")
+
+
+def test_unknown_engine(bundle: Bundle) -> None:
+    """The error lists those that there are."""
+    with pytest.raises(EngineError, match="'abacus' is unknown; expected auto, openvino or onnxruntime"):
+        open_engine(bundle, "abacus")  # type: ignore[arg-type]
+
+
+def test_bf16_on_onnxruntime_is_refused(bundle: Bundle) -> None:
+    """It would compute in fp32 and call it bf16."""
+    with pytest.raises(EngineError, match="onnxruntime computes in fp32, asked for bf16"):
+        open_engine(bundle, "onnxruntime", precision="bf16")
+
+
+def test_bf16_without_openvino_is_refused(bundle: Bundle, without) -> None:
+    """`auto` does not trade the precision that was asked for against an engine."""
+    without("openvino")
+    with pytest.raises(EngineError, match="asked for bf16"):
+        open_engine(bundle, precision="bf16").__enter__()
+
+
+def test_openvino_knows_its_precisions(model: bytes) -> None:
+    """A precision that it has not is named with those it has."""
+    with pytest.raises(EngineError, match="'int3'; expected fp32 or bf16"):
+        OpenVinoEngine(model, HW, precision="int3")  # type: ignore[arg-type]
+
+
+def test_bf16_on_openvino_is_near_or_refused(model: bytes) -> None:
+    """A processor without bf16 says so; one with it comes near fp32 but not to the same."""
+    fp32 = engine_from("openvino", model)
+    frames = some_frames(4)
+    with fp32:
+        wanted = fp32.infer(frames).heatmaps
+    engine = OpenVinoEngine(model, HW, precision="bf16", threads=1)
+    if not has_precision("openvino", "bf16"):
+        with pytest.raises(EngineError, match="no bf16"):
+            engine.__enter__()
+        return
+    with engine:
+        found = engine.infer(frames).heatmaps
+    difference = np.abs(found - wanted).max() / np.abs(wanted).max()
+    assert 0 < difference < 0.1  # 8 bits of mantissa, over seven layers
+
+
+# --- what every engine keeps -----------------------------------------------------------------------------------------
+
+WRONG_FRAMES = {
+    "float": (np.float32, (1, SIDE, SIDE, 3)),
+    "signed": (np.int8, (1, SIDE, SIDE, 3)),
+    "16 bit": (np.uint16, (1, SIDE, SIDE, 3)),
+    "no batch": (np.uint8, (SIDE, SIDE, 3)),
+    "empty batch": (np.uint8, (0, SIDE, SIDE, 3)),
+    "channels first": (np.uint8, (1, 3, SIDE, SIDE)),
+    "grey": (np.uint8, (1, SIDE, SIDE, 1)),
+    "alpha": (np.uint8, (1, SIDE, SIDE, 4)),
+    "another height": (np.uint8, (1, SIDE + 16, SIDE, 3)),
+    "another width": (np.uint8, (1, SIDE, SIDE - 1, 3)),
+    "a video": (np.uint8, (1, 2, SIDE, SIDE, 3)),
+    "too many": (np.uint8, (65, SIDE, SIDE, 3)),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", WRONG_FRAMES)
+def test_wrong_frames_are_refused(model: bytes, kind: str, name: str) -> None:
+    """Another type or shape is an error that says found and expected; the engine goes on afterwards."""
+    dtype, shape = WRONG_FRAMES[name]
+    with engine_from(kind, model) as engine:
+        with pytest.raises(EngineError) as caught:
+            engine.infer(np.zeros(shape, dtype))
+        expected = f"uint8 (N, {SIDE}, {SIDE}, 3) with N from 1 to 64"
+        assert str(caught.value) == f"frames are {np.dtype(dtype)} {shape}, expected {expected}"
+        assert len(engine.infer(some_frames(1)).scores) == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_results_are_the_callers_own(model: bytes, kind: str) -> None:
+    """They stay as they are when the engine infers again, when the frames change and when the engine is left."""
+    frames = some_frames(2)
+    with engine_from(kind, model) as engine:
+        first = engine.infer(frames)
+        kept = Inference(*(array.copy() for array in first))
+        assert not any(np.shares_memory(array, frames) for array in first)
+        frames[:] = 0
+        engine.infer(some_frames(2, seed=1))
+        engine.infer(some_frames(5, seed=2))
+    for found, wanted in zip(first, kept, strict=True):
+        np.testing.assert_array_equal(found, wanted)
+        found[...] = 0  # and they can be written to
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_frames_need_not_be_contiguous(model: bytes, kind: str) -> None:
+    """A view, mirrored or with steps, counts as what it shows."""
+    frames = some_frames(4)
+    with engine_from(kind, model) as engine:
+        for view in (frames[:, ::-1], frames[::2], frames[..., ::-1]):
+            found, wanted = engine.infer(view), engine.infer(view.copy())
+            np.testing.assert_array_equal(found.expected, view)
+            np.testing.assert_array_equal(found.heatmaps, wanted.heatmaps)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_frames_are_only_read(model: bytes, kind: str) -> None:
+    """A frame that cannot be written to is as good as any, and none is changed."""
+    frames = some_frames(2)
+    kept = frames.copy()
+    frames.flags.writeable = False
+    with engine_from(kind, model) as engine:
+        np.testing.assert_array_equal(engine.infer(frames).expected, kept)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_engine_is_open_only_inside_with(model: bytes, kind: str) -> None:
+    """Before and after, `infer` says so; it can be entered again."""
+    engine = engine_from(kind, model)
+    with pytest.raises(EngineError, match="not open"):
+        engine.infer(some_frames(1))
+    for _ in range(2):
+        with engine:
+            engine.infer(some_frames(1))
+        with pytest.raises(EngineError, match="not open"):
+            engine.infer(some_frames(1))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("damage", ["empty", "garbage", "truncated"])
+def test_damaged_graph_is_one_line(model: bytes, kind: str, damage: str) -> None:
+    """Entering with what is no graph raises an error of one line that names the engine."""
+    data = {"empty": b"", "garbage": b"\x00\xff no graph" * 50, "truncated": model[: len(model) // 2]}[damage]
+    with pytest.raises(EngineError) as caught:
+        engine_from(kind, data).__enter__()
+    assert str(caught.value).startswith(f"{kind} cannot load the graph: ")
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) > len(f"{kind} cannot load the graph: ")
