@@ -132,8 +132,8 @@ class TriggerCommands:
         except queue.Empty:
             return None
 
-    def on_command(self, name: str, payload: bytes) -> None:
-        """On paho's thread: must not wait for anything."""
+    def on_command(self, name: str, payload: bytes, retained: bool = False) -> None:
+        """On paho's thread: must not wait for anything. A retained request would come again with every connection."""
         if name != "trigger":
             self._answer(name, "", error="not_enabled")
             return
@@ -141,6 +141,9 @@ class TriggerCommands:
             request = parse_request(payload)
         except RequestError as exc:
             self._answer(name, exc.id, error=exc.code)
+            return
+        if retained:
+            self._answer(name, request.id, error="retained")
             return
         if not self._open:
             self._answer(name, request.id, error="not_ready")

@@ -109,6 +109,7 @@ class Connection:
         self._refusal: ReasonCode | None = None
         self._paho_thread: threading.Thread | None = None
         self._lock = threading.Lock()
+        self._room = threading.Condition(self._lock)
         self._in_flight: dict[int, tuple[Message, float]] = {}
         self._early: dict[int, ReasonCode] = {}  # acknowledged before publish() returned the mid
         self._between = 0  # messages on their way into `_in_flight`, or out of it and not yet settled
@@ -167,13 +168,19 @@ class Connection:
         else:
             self._client.subscribe([(topic, 1) for topic in topics])
 
-    def send(self, *messages: Message, limited: bool = False) -> bool:
-        """Hand messages to paho; False when the first could not be sent, or, `limited`, not all of them at once."""
+    def send(self, *messages: Message, limited: bool = False, until: float | None = None) -> bool:
+        """Hand messages to paho; False when the first could not be sent, or, `limited`, not all of them at once.
+
+        `until` (monotonic, s) is how long to wait for room among what is unacknowledged; never on paho's own thread.
+        """
         history = sum(message.history for message in messages)
         with self._lock:
+            while limited and not self._has_room(len(messages)) and not self.has_ended.is_set():
+                left_s = 0.0 if until is None else until - time.monotonic()
+                if left_s <= 0 or threading.current_thread() is self._paho_thread:
+                    return False
+                self._room.wait(left_s)
             if self.has_ended.is_set():
-                return False
-            if limited and len(self._in_flight) + self._between + len(messages) > self._limit:
                 return False
             if history and self._history_in_flight + history > min(_HISTORY_IN_FLIGHT, self._limit):
                 return False
@@ -182,6 +189,9 @@ class Connection:
             self._history.update(m.key for m in messages if m.history and m.key is not None)
         outcomes = [self._publish(message) for message in messages]
         return outcomes[0]
+
+    def _has_room(self, n: int) -> bool:
+        return len(self._in_flight) + self._between + n <= self._limit
 
     def _publish(self, message: Message) -> bool:
         properties = None
@@ -217,6 +227,7 @@ class Connection:
 
     def _release(self, message: Message, *, forget: bool) -> None:
         self._between -= 1
+        self._room.notify_all()
         if message.history:
             self._history_in_flight -= 1
             if forget and message.key is not None:
@@ -271,6 +282,7 @@ class Connection:
             if self.has_ended.is_set():
                 return
             self.has_ended.set()
+            self._room.notify_all()
             lost = [message for message, _ in self._in_flight.values()]
         self._owner.ended(self, lost)
         with self._lock:

@@ -63,7 +63,7 @@ class Publisher:
 
     No method raises because of the broker; all may be called by any thread. `password` and `key_password` come from
     the environment, not from the configuration. `deadline_s` is how long a live verdict is worth anything.
-    `on_command(name, payload)` is called on paho's thread and must return quickly; without it commands are not
+    `on_command(name, payload, retained)` is called on paho's thread and must return quickly; without it commands are not
     subscribed to. Raises `BrokerError` when the TLS files cannot be used.
     """
 
@@ -77,7 +77,7 @@ class Publisher:
         state: StationState,
         journal: Journal | None,
         deadline_s: float,
-        on_command: Callable[[str, bytes], None] | None = None,
+        on_command: Callable[[str, bytes, bool], None] | None = None,
         password: str | None = None,
         key_password: str | None = None,
     ) -> None:
@@ -143,13 +143,13 @@ class Publisher:
             self._state = state
             self._send(self._messages.state(state))
 
-    def publish_verdict(self, verdict: Verdict) -> bool:
-        """Send a verdict live, at most once.
+    def publish_verdict(self, verdict: Verdict, *, until: float | None = None) -> bool:
+        """Send a verdict live, at most once. `until` (monotonic, s): how long to wait for a broker that is behind.
 
         Returns False when it was not sent: no connection, or one whose broker is behind. It is then routed to history
         in the journal, as it is when the connection is lost before the acknowledgement.
         """
-        if self._send(*self._messages.verdict(verdict), limited=True):
+        if self._send(*self._messages.verdict(verdict), limited=True, until=until):
             return True
         self._not_delivered([(verdict.boot, verdict.seq)])
         return False
@@ -170,12 +170,12 @@ class Publisher:
                 self._alarms[name] = alarm
                 self._send(self._messages.alarm(name, alarm))
 
-    def _send(self, *messages: Message, limited: bool = False) -> bool:
+    def _send(self, *messages: Message, limited: bool = False, until: float | None = None) -> bool:
         connection = self._connection
         if connection is None:
             return False
         try:
-            return connection.send(*messages, limited=limited)
+            return connection.send(*messages, limited=limited, until=until)
         except Exception:
             _log.exception("unexpected error while publishing on %s", messages[0].topic)
             return False
@@ -250,13 +250,13 @@ class Publisher:
             return
         if message.retain:
             connection.report_once(f"{topic}: a retained command was refused; publish commands without the retain flag")
-            self.acknowledge(name, {"id": "", "ok": False, "error": "retained"})
+            self._on_command(name, payload, True)
         elif len(payload) > COMMAND_LIMIT_BYTES:
             connection.report_once(
                 f"{topic}: a command of {len(payload)} bytes was dropped, limit {COMMAND_LIMIT_BYTES}"
             )
         else:
-            self._on_command(name, payload)
+            self._on_command(name, payload, False)
 
     def ended(self, connection: Connection, unacknowledged: list[Message]) -> None:
         self._not_delivered([m.key for m in unacknowledged if m.key is not None and not m.history])

@@ -175,9 +175,9 @@ class Station:
         self._state = replace(self._state, state=state, reason=reason)
         self._publisher.set_state(self._state)
 
-    def _on_command(self, name: str, payload: bytes) -> None:
+    def _on_command(self, name: str, payload: bytes, retained: bool) -> None:
         assert self._commands is not None
-        self._commands.on_command(name, payload)
+        self._commands.on_command(name, payload, retained)
 
     def _status(self) -> dict[str, object]:
         """What every acknowledgement says of the station."""

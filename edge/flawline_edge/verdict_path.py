@@ -29,6 +29,10 @@ __all__ = ["Alarms", "Counts", "Inspection", "Observer", "VerdictPath"]
 _log = logging.getLogger(__name__)
 
 
+DEADLINE_GRACE_S = 0.1
+"""How long the deadline's own verdict waits for a broker that is behind."""
+
+
 @dataclass(frozen=True, slots=True)
 class Inspection:
     """What observers get: a verdict and what led to it. Durations in milliseconds.
@@ -201,7 +205,7 @@ class VerdictPath:
             self._alarms.set("journal", "")
         journal_ms = 1e3 * (time.monotonic() - before)
         if time.monotonic() < trigger.deadline and trigger.claim():
-            self._publisher.publish_verdict(verdict)
+            self._publisher.publish_verdict(verdict, until=trigger.deadline)
             # A frame that waited in the camera is not the daemon's overhead: count from the start of its journey here.
             began = max(trigger.started, frame.arrived_monotonic if frame is not None else trigger.started)
             spent_ms = 1e3 * (time.monotonic() - began) - (judgement.infer_ms if judgement is not None else 0.0)
@@ -246,7 +250,7 @@ class VerdictPath:
     def _on_deadline(self, trigger: Trigger) -> None:
         """The trigger is claimed and its time is over: publish first, the disk may be what is late."""
         verdict = self._verdict(trigger, Decision.undefined(Reason.DEADLINE), None)
-        self._publisher.publish_verdict(verdict)
+        self._publisher.publish_verdict(verdict, until=time.monotonic() + DEADLINE_GRACE_S)
         self._journal.decide(verdict, overrules=True)
         self._tell(Inspection(verdict, None, None))
 

@@ -104,7 +104,7 @@ def check(
         table.add_column(heading, justify=justify, overflow="fold")  # type: ignore[arg-type]
     usual_wh = opened.manifest.frame.picture_wh
     odd_sizes = 0
-    out, err = Console(highlight=False), Console(stderr=True, highlight=False)
+    out, err = Console(highlight=False), Console(stderr=True, highlight=False, soft_wrap=True)
     with (
         open_engine(opened, engine, precision=precision, threads=threads) as runner,
         Progress(console=err, transient=True, disable=not err.is_terminal) as progress,

@@ -270,7 +270,7 @@ class Wire:
         self.ready = threading.Event()
         self.history: list[Verdict] = []
         self._journal: Journal | None = None
-        self._on_command: Callable[[str, bytes], None] | None = None
+        self._on_command: Callable[[str, bytes, bool], None] | None = None
 
     def __call__(
         self,
@@ -282,7 +282,7 @@ class Wire:
         state: StationState,
         journal: Journal | None,
         deadline_s: float,
-        on_command: Callable[[str, bytes], None] | None = None,
+        on_command: Callable[[str, bytes, bool], None] | None = None,
         password: str | None = None,
         key_password: str | None = None,
     ) -> Wire:
@@ -307,7 +307,7 @@ class Wire:
         if state.state == "ready":
             self.ready.set()
 
-    def publish_verdict(self, verdict: Verdict) -> bool:
+    def publish_verdict(self, verdict: Verdict, *, until: float | None = None) -> bool:
         verdict.to_json()
         self.verdicts.append((time.monotonic(), verdict))
         if self.acknowledging and self._journal is not None:
@@ -346,7 +346,7 @@ class Wire:
     def command(self, name: str, payload: bytes | dict[str, Any]) -> None:
         """As if it had come from the broker, on this thread."""
         assert self._on_command is not None, "the station has not subscribed to commands"
-        self._on_command(name, payload if isinstance(payload, bytes) else json.dumps(payload).encode())
+        self._on_command(name, payload if isinstance(payload, bytes) else json.dumps(payload).encode(), False)
 
     def trigger(self, name: str, part: str = "") -> None:
         self.command("trigger", {"trigger": name, "part": part})

@@ -34,7 +34,7 @@ def eval_command(
     threads
         0 leaves their number to the engine.
     """
-    err = Console(stderr=True, highlight=False)
+    err = Console(stderr=True, highlight=False, soft_wrap=True)
     opened = Bundle.open(bundle)
     with Progress(console=err, transient=True, disable=not err.is_terminal) as progress:
         task = progress.add_task("scoring", total=None)

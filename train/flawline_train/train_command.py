@@ -92,7 +92,7 @@ def train_command(
         stop.set()
         console.print("finishing with what has been learnt so far; Ctrl-C again stops without a bundle", style="yellow")
 
-    console = Console(stderr=True, highlight=False)
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
     previous = signal.signal(signal.SIGINT, on_interrupt)
     try:
         with Progress(
