@@ -7,6 +7,7 @@ from __future__ import annotations
 import difflib
 import logging
 import sys
+import traceback
 from collections.abc import Sequence
 
 from cyclopts import App, CycloptsError, Parameter, UnknownCommandError
@@ -149,7 +150,7 @@ def _run(tokens: list[str], *, debug: bool) -> int:
         return EXIT_USER_MISTAKE
     except FlawlineError as exc:
         if debug:
-            raise
+            traceback.print_exc()
         for line in str(exc).splitlines():
             errors.print(f"flawline: {line}", style="red", markup=False)
         return exc.exit_code
