@@ -18,7 +18,7 @@ from typing import Any
 
 from flawline_inspect.errors import BrokerError
 
-__all__ = ["EmbeddedBroker"]
+__all__ = ["EmbeddedBroker", "free_port"]
 
 _HOST = "127.0.0.1"
 _START_S = 5.0
@@ -90,14 +90,14 @@ class EmbeddedBroker:
     def _start(self) -> None:
         for _ in range(_FREE_PORT_TRIES if self._any_port else 1):
             if self._any_port:
-                self.port = _free_port()
+                self.port = free_port()
             self._started.clear()
             error = self._attempt()
             if error is None:
                 return
         raise BrokerError(
             f"the embedded broker cannot listen on {_HOST}:{self.port} ({error});"
-            " free the port, or set mqtt.port to 0 for any free one"
+            " free the port, or take port 0 for any free one"
         ) from error
 
     def _attempt(self) -> BaseException | None:
@@ -170,7 +170,8 @@ async def _cancel_all(loop: asyncio.AbstractEventLoop) -> None:
         await asyncio.sleep(0)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A TCP port of this machine that nobody listens on at this moment."""
     with socket.socket() as probe:
         probe.bind((_HOST, 0))
         port: int = probe.getsockname()[1]

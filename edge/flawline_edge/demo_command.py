@@ -13,6 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
+from flawline_edge.broker import free_port
 from flawline_edge.console import ConsoleView
 from flawline_edge.daemon import stop_on_signals
 from flawline_edge.rejects import RejectWriter
@@ -68,6 +69,7 @@ def demo(
         raise InputError(f"--fps is {fps}, expected more than 0")
     console = Console(highlight=False, soft_wrap=True)
     opened = Bundle.open(bundle)
+    port = port or free_port()
     with ExitStack() as stack:
         state_dir = stack.enter_context(tempfile.TemporaryDirectory(prefix="flawline-demo-"))
         config = parse_config(
@@ -83,7 +85,14 @@ def demo(
             },
             base=Path.cwd(),
         )
-        view = ConsoleView(console, f"flawline demo · model {opened.model_id} · {_camera_text(camera)}")
+        view = ConsoleView(
+            console,
+            f"flawline demo · model {opened.model_id} · {_camera_text(camera)} · mosquitto_sub -p {port} -t '#'",
+        )
+        if camera is not None and bundle == DEMO_BUNDLE:
+            console.print(
+                "The shipped model knows the simulated part only; train one on your parts and give it with --bundle."
+            )
         stop = stack.enter_context(stop_on_signals())
         rejects = stack.enter_context(RejectWriter(out, opened.frame, opened.threshold)) if out is not None else None
         observers: list[Any] = [view] + ([rejects] if rejects is not None else [])

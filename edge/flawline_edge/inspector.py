@@ -26,6 +26,7 @@ _SELF_TEST_TOLERANCE = {"fp32": 1e-3, "bf16": 0.1}
 _RAW_TOLERANCE = 0.01
 """Raw pictures also test the way to the frame, whose resizing may differ in the last bit between builds of OpenCV."""
 _WARM_UP_RUNS = 3
+ASPECT_TOLERANCE = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,7 @@ class Inspector:
         self._roi = roi
         self._opening = open_engine(self.bundle, engine.kind, precision=engine.precision, threads=engine.threads)
         self._engine: Engine | None = None
+        self._is_seen = False
 
     @property
     def engine_kind(self) -> str:
@@ -81,6 +83,9 @@ class Inspector:
         begin = time.perf_counter()
         frame, placement = fit_picture(picture, self.bundle.frame, self._roi)
         fitted = time.perf_counter()
+        if not self._is_seen:
+            self._is_seen = True
+            self._note_aspect(placement)
         inference = self._engine.infer(frame[None])
         inferred = time.perf_counter()
         decision = self.rule.decide(inference.scores[0], inference.heatmaps[0])
@@ -92,6 +97,20 @@ class Inspector:
             fit_ms=1e3 * (fitted - begin),
             infer_ms=1e3 * (inferred - fitted),
         )
+
+    def _note_aspect(self, placement: Placement) -> None:
+        """Another region or camera than in training makes every part NotOK, which looks like a broken line: say so."""
+        frame = self.bundle.manifest.frame
+        trained_wh = frame.roi[2:] if frame.roi is not None else frame.picture_wh
+        found_wh = placement.roi[2:]
+        if abs(found_wh[0] * trained_wh[1] / (found_wh[1] * trained_wh[0]) - 1) > ASPECT_TOLERANCE:
+            _log.warning(
+                "the camera gives %dx%d pixels, %s was trained on %dx%d: expect wrong verdicts; use the region of "
+                "interest that was used in training",
+                *found_wh,
+                self.bundle.model_id,
+                *trained_wh,
+            )
 
     def _self_test(self, engine: Engine) -> None:
         """Every golden picture, fitted and raw, has to score as it did when the bundle was made.

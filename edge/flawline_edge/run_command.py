@@ -7,7 +7,7 @@ from pathlib import Path
 
 from flawline_edge.daemon import stop_on_signals
 from flawline_edge.station import Station
-from flawline_inspect.config import load_config
+from flawline_inspect.config import doubts, load_config
 
 __all__ = ["run"]
 
@@ -25,7 +25,10 @@ def run(*, config: Path = Path("config.yaml"), verbose: bool = False) -> int:
     logging.getLogger().setLevel(min(logging.INFO, logging.getLogger().level))
     log = logging.getLogger("flawline.verdict")
     observers = [lambda inspection: log.info("%s", inspection.verdict.to_json())] if verbose else []
-    station = Station(load_config(config), observers=observers)
+    loaded = load_config(config)
+    for sentence in doubts(loaded):
+        log.warning("%s: %s", config, sentence)
+    station = Station(loaded, observers=observers)
     with stop_on_signals() as stop:
         code = station.run(stop)
     counts = station.counts

@@ -45,7 +45,7 @@ CONNECT_WAIT_S = 5.0
 DRAIN_S = 10.0
 RATE_SLACK = 0.25
 """A frame may come this share of the shortest interval early: a camera's clock is not ours, and its frames tremble."""
-_ALARMS = ("camera", "engine", "journal")
+_ALARMS = ("camera", "engine", "health", "journal")
 
 
 class Station:
@@ -124,10 +124,15 @@ class Station:
                 self._publisher.stop(timeout_s=1.0)
                 raise
             self._set_state("stopped")
+            if journal.undelivered():
+                _log.info("waiting up to %.0f s for the broker to acknowledge what is left", DRAIN_S)
             everything_sent = self._publisher.stop(timeout_s=DRAIN_S)
             undelivered = journal.undelivered()
         if undelivered or not everything_sent:
-            _log.warning("%d verdicts were not acknowledged by the broker; they are in the journal", undelivered)
+            _log.warning(
+                "%d verdicts, earlier ones included, were not acknowledged by the broker; they are in the journal",
+                undelivered,
+            )
             return EXIT_FAILURE
         return EXIT_DONE
 

@@ -169,7 +169,8 @@ class VerdictPath:
             judgement = self._inspector.judge(frame.picture)
             decision = judgement.decision
         except PictureError as exc:
-            _log.warning("trigger %s: %s", trigger.id, exc)
+            if self._alarms.set("health", str(exc)):
+                _log.warning("trigger %s: %s", trigger.id, exc)
             decision = Decision.undefined(Reason.CAMERA)
         except EngineError as exc:
             _log.error("trigger %s: %s", trigger.id, exc)
@@ -182,6 +183,7 @@ class VerdictPath:
             decision = Decision.undefined(Reason.ENGINE)
         else:
             self._alarms.set("engine", "")
+            self._alarms.set("health", "")
         self.settle(trigger, decision, frame, judgement)
 
     def settle(

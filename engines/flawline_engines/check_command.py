@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_module
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from flawline_inspect.verdict import Reason, Result
 
 __all__ = ["check"]
 
+_FILE_WIDTH = 4096  # of a line in a file or pipe, where wrapping would break paths
 _STYLES = {
     Result.OK: "green",
     Result.NOT_OK: "red",
@@ -104,7 +106,10 @@ def check(
         table.add_column(heading, justify=justify, overflow="fold")  # type: ignore[arg-type]
     usual_wh = opened.manifest.frame.picture_wh
     odd_sizes = 0
-    out, err = Console(highlight=False), Console(stderr=True, highlight=False, soft_wrap=True)
+    out, err = (
+        Console(highlight=False, width=None if sys.stdout.isatty() else _FILE_WIDTH),
+        Console(stderr=True, highlight=False, soft_wrap=True),
+    )
     with (
         open_engine(opened, engine, precision=precision, threads=threads) as runner,
         Progress(console=err, transient=True, disable=not err.is_terminal) as progress,
@@ -206,10 +211,11 @@ def _pictures(paths: list[Path]) -> Iterator[_Found]:
 
 
 def _read(path: Path) -> _Found:
+    stem = f"{path.parent.name}_{path.stem}" if path.parent.name else path.stem
     try:
-        return _Found(str(path), path.stem, read_picture(path))
+        return _Found(str(path), stem, read_picture(path))
     except PictureError as exc:
-        return _Found(str(path), path.stem, None, str(exc))
+        return _Found(str(path), stem, None, str(exc))
 
 
 def _video(path: Path) -> Iterator[_Found]:

@@ -125,10 +125,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     tokens = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in tokens
     tokens = [token for token in tokens if token != "--debug"]
-    logging.basicConfig(
-        level=logging.DEBUG if debug else logging.WARNING,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    if debug:
+        for package in ("inspect", "engines", "train", "edge"):
+            logging.getLogger(f"flawline_{package}").setLevel(logging.DEBUG)
     sys.exit(_run(tokens, debug=debug))
 
 

@@ -33,7 +33,7 @@ from pydantic_core import CoreSchema, PydanticCustomError
 from flawline_inspect.decision import DecisionRule
 from flawline_inspect.errors import ConfigError
 
-__all__ = ["Config", "config_schema", "load_config", "mqtt_password", "parse_config"]
+__all__ = ["Config", "config_schema", "doubts", "load_config", "mqtt_password", "parse_config"]
 
 EMBEDDED_BROKER = "embedded"
 PASSWORD_VARIABLE = "FLAWLINE_MQTT_PASSWORD"
@@ -318,7 +318,9 @@ class Config(_Section):
 def parse_config(data: Any, *, base: Path, source: str = "configuration") -> Config:
     """Validate a tree as YAML gives it. Paths are relative to `base`. Raises `ConfigError` naming every wrong key."""
     if not isinstance(data, Mapping):
-        raise ConfigError(f"{source}: expected keys such as station: and cameras:, found {type(data).__name__}")
+        raise ConfigError(
+            f"{source}: expected keys such as station: and cameras:, found {'nothing' if data is None else type(data).__name__}"
+        )
     try:
         return Config.model_validate(data, context={"base": base})
     except ValidationError as exc:
@@ -353,9 +355,34 @@ def _sentence(error: Any) -> str:
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] in ("missing", "unknown_key"):
         return f"{where}: {message}" if where else message
+    if error["type"] == "union_tag_invalid":
+        kinds = error["ctx"]["expected_tags"].replace("'", "")
+        near = difflib.get_close_matches(error["ctx"]["tag"], kinds.split(", "), n=1, cutoff=0.5)
+        hint = f', did you mean "{near[0]}"?' if near else ""
+        return f"{where}.kind: found {error['ctx']['tag']!r}, expected one of {kinds}{hint}"
     found = error.get("input")
     shown = "" if isinstance(found, Mapping) or found is None else f"found {found!r}, "
     return masked_url(f"{where}: {shown}{message}" if where else message)
+
+
+def doubts(config: Config) -> list[str]:
+    """What is valid and yet will not work as it stands, a sentence each with the key in front."""
+    found = []
+    for n, camera in enumerate(config.cameras):
+        source, key = camera.source, f"cameras[{n}].source"
+        if isinstance(source, FolderSource | VideoSource) and not source.path.exists():
+            found.append(f"{key}.path: {source.path} does not exist")
+        fps = source.fps if isinstance(source, SimulatedSource | DeviceSource) else None
+        # A frame that began after the trigger comes after two periods at worst.
+        if config.trigger.kind == "mqtt" and fps and 2e3 / fps > config.deadline_ms:
+            found.append(
+                f"deadline_ms: {config.deadline_ms:g} ms is shorter than two frames of a camera with {fps:g} a second "
+                f"({2e3 / fps:g} ms), which a triggered frame may take"
+            )
+    if config.mqtt.tls is not None:
+        files = config.mqtt.tls.model_dump(exclude_none=True)
+        found += [f"mqtt.tls.{key}: {path} does not exist" for key, path in files.items() if not path.exists()]
+    return found
 
 
 def config_schema() -> dict[str, Any]:

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import yaml
 
 from flawline_inspect.bundle import Bundle
-from flawline_inspect.config import config_schema, load_config
-from flawline_inspect.errors import BundleError, InputError
+from flawline_inspect.config import config_schema, doubts, load_config
+from flawline_inspect.errors import EXIT_DONE, EXIT_FAILURE, BundleError, InputError
 
 __all__ = ["check", "schema"]
 
 DEFAULT_CONFIG = Path("config.yaml")
 
 
-def check(file: Path = DEFAULT_CONFIG, /) -> None:
-    """Check a configuration and the bundles that it names, and print what is in force, defaults included.
+def check(file: Path = DEFAULT_CONFIG, /) -> int:
+    """Check a configuration and the files that it names, and print what is in force, defaults included.
+
+    Ends with 1 when it is valid and yet will not work as it stands.
 
     Parameters
     ----------
@@ -31,7 +34,11 @@ def check(file: Path = DEFAULT_CONFIG, /) -> None:
         except BundleError as exc:
             raise BundleError(f"{file}: recipes.{number}: {exc}") from exc
     print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, default_flow_style=None), end="")
-    print(f"# {file}: good")
+    found = doubts(config)
+    for sentence in found:
+        print(f"flawline: {file}: {sentence}", file=sys.stderr)
+    print(f"# {file}: " + (f"valid, with {len(found)} doubts" if found else "good"))
+    return EXIT_FAILURE if found else EXIT_DONE
 
 
 def schema(file: Path | None = None, /) -> None:

@@ -12,6 +12,7 @@ import io
 import json
 import os
 import pty
+import re
 import select
 import shutil
 import signal
@@ -441,6 +442,11 @@ class Terminal:
             found = self._news.wait_for(lambda: expected in self.text, TIMEOUT_S)
         assert found, f"no {expected!r}; the last was {self.text[-500:]!r}"
 
+    def until_match(self, pattern: str) -> None:
+        with self._news:
+            found = self._news.wait_for(lambda: re.search(pattern, self.text), TIMEOUT_S)
+        assert found, f"no match of {pattern!r}; the last was {self.text[-500:]!r}"
+
     def close(self) -> None:
         self._closed.set()
         self._reader.join()
@@ -462,6 +468,9 @@ def test_ctrl_c_while_training(times: int, shell: Shell, terminal: Terminal) -> 
     before = tree(shell.folder)
     process = shell.start(*TRAIN, "--minutes", "3", terminal=terminal.path)
     terminal.until("step 2")
+    if times == 1:
+        # Three digits: before that nothing has been learnt that is worth a bundle.
+        terminal.until_match(r"step \d{3,}")
     os.kill(process, signal.SIGINT)
     terminal.until("Ctrl-C again")
     if times == 2:
@@ -472,8 +481,23 @@ def test_ctrl_c_while_training(times: int, shell: Shell, terminal: Terminal) -> 
     if times == 1:
         assert ended.code == DONE, last_words
         bundle = Bundle.open(shell.folder / "part.flawline")
-        assert bundle.manifest.method.parameters["steps"] >= 2
+        assert bundle.manifest.method.parameters["steps"] >= 100
         assert bundle.model_id in ended.stdout
     else:
         assert ended.code == INTERRUPTED, last_words
         assert tree(shell.folder) == before
+
+
+def test_ctrl_c_before_anything_was_learnt(shell: Shell, terminal: Terminal) -> None:
+    """A model of a few steps never replaces last week's bundle: nothing is written, 130, and one sentence says why."""
+    good_parts(shell.folder / "good")
+    (shell.folder / "part.flawline").write_bytes(b"the bundle of last week")
+    before = tree(shell.folder)
+    big = ["train", "good", "-o", "part.flawline", "--width", "96", "--size", "256"]
+    process = shell.start(*big, "--minutes", "3", terminal=terminal.path)
+    terminal.until("step 2")
+    os.kill(process, signal.SIGINT)
+    ended = shell.wait()
+    assert ended.code == INTERRUPTED, terminal.text[-1500:]
+    assert "too early to have learnt anything" in terminal.text
+    assert tree(shell.folder) == before

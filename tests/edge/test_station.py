@@ -1122,6 +1122,7 @@ def test_the_whole_way_on_a_real_broker(tmp_path: Path) -> None:
     assert {topic: alarm["active"] for topic, alarm in retained.items()} == {
         "alarm/camera": False,
         "alarm/engine": False,
+        "alarm/health": False,
         "alarm/journal": False,
     }
     assert rows(tmp_path, "result, delivered") == [(2, 1), (2, 1)]

@@ -306,14 +306,14 @@ def test_what_is_no_video(bundle: Path, folder: Path) -> None:
 
 
 def test_heatmaps_show_seen_heat_and_expected(bundle: Path, folder: Path, tmp_path: Path) -> None:
-    """A PNG a picture that could be judged, with number, stem and result in its name; three pictures side by side."""
+    """A PNG a picture that could be judged, with number, folder, stem and result in its name; three pictures side by side."""
     truncated(folder / "a.png")
     save(folder / "b.png", OK_LEVEL, (40, 40))
     save(folder / "sub" / "b.png", BAD_LEVEL, (40, 40))
     made = tmp_path / "deep" / "heat"
     assert run(bundle, folder, heatmaps=made) == 3
-    assert sorted(path.name for path in made.iterdir()) == ["00001_b_OK.png", "00002_b_NotOK.png"]
-    shown = cv2.imread(str(made / "00002_b_NotOK.png"))
+    assert sorted(path.name for path in made.iterdir()) == [f"00001_{folder.name}_b_OK.png", "00002_sub_b_NotOK.png"]
+    shown = cv2.imread(str(made / "00002_sub_b_NotOK.png"))
     assert shown.shape == (40, 3 * 40 + 2 * 4, 3)
     assert (shown[:, :40] == BAD_LEVEL).all() and (shown[:, -40:] == 90).all()
 
@@ -335,10 +335,10 @@ def test_heatmaps_that_cannot_be_written(
     with pytest.raises(InputError, match=r"a\.png/heat: the folder cannot be made"):
         run(bundle, path, heatmaps=path / "heat")
     made = tmp_path / "heat"
-    (made / "00000_a_OK.png").mkdir(parents=True)
-    with pytest.raises(InputError, match=r"00000_a_OK\.png: cannot be written"):
+    (made / f"00000_{folder.name}_a_OK.png").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"_a_OK\.png: cannot be written"):
         run(bundle, path, heatmaps=made)
-    assert [p.name for p in made.iterdir()] == ["00000_a_OK.png"]
+    assert [p.name for p in made.iterdir()] == [f"00000_{folder.name}_a_OK.png"]
 
 
 # --- what it refuses -----------------------------------------------------------------------------------------------------

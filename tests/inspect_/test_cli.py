@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib.util
 import io
 import json
+import logging
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -111,12 +113,23 @@ def test_each_mistake_gets_its_own_line(monkeypatch: pytest.MonkeyPatch, capsys:
     assert capsys.readouterr().err.splitlines() == ["flawline: a [b] is wrong", "flawline: c is wrong"]
 
 
-def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With --debug, wherever it stands, the error itself comes through."""
-    _raising(monkeypatch, EngineError("no engine"))
+@pytest.fixture(autouse=True)
+def _usual_log_levels() -> Iterator[None]:
+    loggers = [logging.getLogger(f"flawline_{name}") for name in ("inspect", "engines", "train", "edge")]
+    levels = [logger.level for logger in loggers]
+    yield
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
+
+
+def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """With --debug, wherever it stands, the traceback is shown too; sentence and exit code stay."""
+    _raising(monkeypatch, ConfigError("no such key"))
     for tokens in (["--debug", "config", "check"], ["config", "check", "--debug"]):
-        with pytest.raises(EngineError, match="no engine"):
+        with pytest.raises(SystemExit) as ended:
             main(tokens)
+        shown = capsys.readouterr().err
+        assert ended.value.code == 2 and "Traceback" in shown and shown.endswith("flawline: no such key\n")
 
 
 def test_surprises_travel(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ from flawline_engines import open_engine
 from flawline_inspect import __version__
 from flawline_inspect.bundle import MODEL, WEIGHTS, Bundle
 from flawline_inspect.calibration import threshold_from_scores
-from flawline_inspect.errors import BundleError, InputError
+from flawline_inspect.errors import BundleError, FlawlineError, InputError
 from flawline_train import train, training
 from flawline_train.autoencoders import FilteringAutoencoder
 from flawline_train.training import Training, TrainProgress
@@ -189,11 +189,21 @@ def test_another_seed_holds_out_other_pictures(case: Case, tmp_path: Path) -> No
 
 @pytest.mark.usefixtures("no_export")
 def test_stopping_early_still_gives_a_bundle(case: Case, tmp_path: Path) -> None:
-    """Asked to stop after two of a thousand steps, what has been learnt is calibrated and written."""
-    answers = iter([False, True])
+    """Asked to stop after a hundred of a thousand steps, what has been learnt is calibrated and written."""
+    answers = iter([False] * 99 + [True])
     made = train(case.good, tmp_path / "early.flawline", **{**SMALL, "steps": 1000}, should_stop=lambda: next(answers))
-    assert made.fit.interrupted and made.fit.steps == 2
-    assert Bundle.open(tmp_path / "early.flawline").manifest.method.parameters["steps"] == 2
+    assert made.fit.interrupted and made.fit.steps == 100
+    assert Bundle.open(tmp_path / "early.flawline").manifest.method.parameters["steps"] == 100
+
+
+def test_stopping_at_once_leaves_the_old_bundle(case: Case, tmp_path: Path) -> None:
+    """A model of two steps would replace one that works: nothing is written, and the exit code is 130."""
+    output = tmp_path / "early.flawline"
+    output.write_bytes(b"the bundle of last week")
+    answers = iter([False, True])
+    with pytest.raises(FlawlineError, match="after 2 steps, too early") as caught:
+        train(case.good, output, **{**SMALL, "steps": 1000}, should_stop=lambda: next(answers))
+    assert caught.value.exit_code == 130 and output.read_bytes() == b"the bundle of last week"
 
 
 @pytest.mark.usefixtures("no_export")

@@ -26,7 +26,7 @@ def eval_command(
     bundle
         A .flawline file.
     dataset
-        Folder with test/good, test/<defect> and, for pixel metrics, ground_truth/<defect>/<stem>_mask.png.
+        Folder with test/good, test/DEFECT and, for pixel metrics, ground_truth/DEFECT/STEM_mask.png.
     json
         Print one JSON object.
     engine

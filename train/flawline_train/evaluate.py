@@ -68,7 +68,7 @@ class _Sample:
 
 
 def evaluate(
-    bundle: Bundle,
+    bundle: Bundle | Path | str,
     dataset: Path | str,
     *,
     engine: EngineKind = "auto",
@@ -80,6 +80,7 @@ def evaluate(
     Unreadable pictures are skipped and named in `skipped`. Raises `InputError` when the layout is another, or
     when good or defective pictures are missing.
     """
+    bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     dataset = Path(dataset)
     samples = _samples(dataset)
     has_masks = any(sample.mask is not None for sample in samples)

@@ -87,9 +87,8 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as exc:
-        found = "cpu, cuda" if torch.cuda.is_available() else "cpu"
-        reason = str(exc).splitlines()[0]
-        raise InputError(f"--device {name} cannot be used ({reason}); this machine has {found}") from exc
+        found = "cpu and cuda" if torch.cuda.is_available() else "cpu only"
+        raise InputError(f"--device {name} cannot be used; this machine has {found}") from exc
     return device
 
 

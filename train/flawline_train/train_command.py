@@ -104,8 +104,9 @@ def train_command(
             TextColumn("{task.fields[detail]}"),
             console=console,
             refresh_per_second=4,
+            disable=not console.is_terminal,
         ) as progress:
-            view = _StageView(progress)
+            view = _StageView(progress, console)
             training = train(
                 good_dir,
                 out,
@@ -143,8 +144,10 @@ def train_command(
 class _StageView:
     """One progress bar a stage, made when the stage begins."""
 
-    def __init__(self, progress: Progress) -> None:
+    def __init__(self, progress: Progress, console: Console) -> None:
         self._progress = progress
+        self._console = console
+        self._told = 0.0
         self._stage = ""
         self._task = progress.add_task("starting", total=1.0, detail="", visible=False)
 
@@ -153,6 +156,11 @@ class _StageView:
             if self._stage:
                 self._progress.update(self._task, completed=1.0)
             self._stage = update.stage
+            self._told = 0.0
             self._task = self._progress.add_task(_STAGES[update.stage], total=1.0, detail="")
         detail = f"loss {update.loss:.5f}  step {update.step}" if update.loss is not None else ""
         self._progress.update(self._task, completed=update.share, detail=detail)
+        if not self._console.is_terminal and update.share >= self._told:
+            # A log has no bar that moves: a line for each tenth.
+            self._told = update.share + 0.1
+            self._console.print(f"{_STAGES[update.stage]} {update.share:.0%} {detail}", markup=False)

@@ -20,11 +20,11 @@ import torch
 
 from flawline_inspect import __version__
 from flawline_inspect.bundle import MODEL, NAME_PATTERN, WEIGHTS, Bundle, save_bundle
-from flawline_inspect.errors import InputError
-from flawline_inspect.frame import Roi
+from flawline_inspect.errors import EXIT_INTERRUPTED, FlawlineError, InputError
+from flawline_inspect.frame import Roi, frame_for
 from flawline_train.autoencoders import FilteringAutoencoder
 from flawline_train.calibrate import Calibration, calibrate
-from flawline_train.fit import Budget, FitProgress, FitResult, choose_device, fit
+from flawline_train.fit import WARMUP_STEPS, Budget, FitProgress, FitResult, choose_device, fit
 from flawline_train.golden import PER_LABEL, choose_golden
 from flawline_train.graph import InspectionGraph, onnx_from_graph
 from flawline_train.pictures import GoodPictures, load_good_pictures
@@ -44,6 +44,12 @@ _RESERVE_PER_READING = 40.0
 """Golden pictures are read, damaged and written at camera size; all of it takes about this many times the reading of one."""
 _RESERVE_LIMIT = 0.5
 """At least half of the time that is left goes into training."""
+
+
+class TrainingInterruptedError(FlawlineError):
+    """Training was stopped before its result was worth a bundle."""
+
+    exit_code = EXIT_INTERRUPTED
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +111,7 @@ def train(
     if not 0 < false_reject < 1:
         raise InputError(f"--false-reject is {false_reject}, expected a share between 0 and 1, such as 0.01")
     _check_output(output)
+    frame_for((size, size), size)  # before the pictures are read: raises for a size that no frame can have
     name = _default_name(output) if name is None else name
     if not re.fullmatch(NAME_PATTERN, name):
         raise InputError(f"--name is {name!r}, expected 1 to 64 of A-Za-z0-9._- that begin with a letter or digit")
@@ -140,6 +147,10 @@ def train(
         on_progress=report_fit,
         should_stop=should_stop,
     )
+    if result.interrupted and result.steps < WARMUP_STEPS:
+        raise TrainingInterruptedError(
+            f"training was interrupted after {result.steps} steps, too early to have learnt anything; {output} was not written"
+        )
     calibration = calibrate(
         network,
         pictures.frames[held_out],
