@@ -379,3 +379,19 @@ def test_public_names() -> None:
 
     assert sorted(flawline_train.__all__) == ["Evaluation", "TrainProgress", "Training", "evaluate", "train"]
     assert all(hasattr(flawline_train, name) for name in flawline_train.__all__)
+
+
+@pytest.mark.parametrize(
+    ("scores", "named"),
+    [
+        pytest.param([2.0, 3.0, 4.0], [], id="alike"),
+        pytest.param([2.0, 15.0, 3.0], [], id="five times passes"),
+        pytest.param([2.0, 15.1, 3.0], ["b.png"], id="above"),
+        pytest.param([90.0, 2.0, 80.0, 2.0, 2.0], ["a.png", "c.png"], id="two"),
+    ],
+)
+def test_a_held_out_picture_far_above_the_others_is_named(scores: list[float], named: list[str]) -> None:
+    """It raises the threshold for all: the engineer has to know which one to look at."""
+    files = [f"{letter}.png" for letter in "abcde"[: len(scores)]]
+    notes = training._suspects(files, np.array(scores, np.float32))
+    assert [note.split(":")[0] for note in notes] == named

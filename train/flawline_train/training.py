@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 import safetensors.torch
 import torch
+from numpy.typing import NDArray
 
 from flawline_inspect import __version__
 from flawline_inspect.bundle import MODEL, NAME_PATTERN, WEIGHTS, Bundle, save_bundle
@@ -37,6 +38,8 @@ DEFAULT_MINUTES = 5.0
 DEFAULT_SIZE = 128
 DEFAULT_WIDTH = 32
 DEFAULT_FALSE_REJECT = 0.01
+SUSPECT_FACTOR = 5.0
+"""A held-out good picture whose score is this many times the median is named: it may not be good."""
 _RESERVE_S = 14.0
 """Kept for export and writing, of `minutes`."""
 _RESERVE_PER_PICTURE_S = 0.04
@@ -215,7 +218,7 @@ def train(
     }
     bundle = save_bundle(output, manifest, members)
     report("write", 1, 1)
-    notes = pictures.notes()
+    notes = pictures.notes() + _suspects([pictures.files[i].file for i in held_out], calibration.scores)
     for label in ("good", "damaged"):
         count = sum(entry["label"] == label for entry in golden.entries)
         if count < PER_LABEL:
@@ -223,6 +226,17 @@ def train(
                 f"only {count} of {PER_LABEL} {label} golden pictures keep 10 % distance from the threshold: the model separates badly"
             )
     return Training(bundle, result, notes, sum(parameter.numel() for parameter in network.parameters()))
+
+
+def _suspects(files: list[str], scores: NDArray[np.float32]) -> list[str]:
+    """A sentence for each held-out picture whose score stands far above the others': (n,) scores of n files."""
+    usual = float(np.median(scores))
+    return [
+        f"{file}: scores {score:.1f}, {score / usual:.0f} times the median of the held-out good pictures; is it good? The "
+        "threshold lets it pass, and with it every defect that is less unusual"
+        for file, score in zip(files, map(float, scores), strict=True)
+        if score > SUSPECT_FACTOR * usual
+    ]
 
 
 def _check_output(output: Path) -> None:
