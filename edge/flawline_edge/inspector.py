@@ -26,7 +26,6 @@ _SELF_TEST_TOLERANCE = {"fp32": 1e-3, "bf16": 0.1}
 _RAW_TOLERANCE = 0.01
 """Raw pictures also test the way to the frame, whose resizing may differ in the last bit between builds of OpenCV."""
 _WARM_UP_RUNS = 3
-ASPECT_TOLERANCE = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,16 +99,14 @@ class Inspector:
 
     def _note_aspect(self, placement: Placement) -> None:
         """Another region or camera than in training makes every part NotOK, which looks like a broken line: say so."""
-        frame = self.bundle.manifest.frame
-        trained_wh = frame.roi[2:] if frame.roi is not None else frame.picture_wh
-        found_wh = placement.roi[2:]
-        if abs(found_wh[0] * trained_wh[1] / (found_wh[1] * trained_wh[0]) - 1) > ASPECT_TOLERANCE:
+        frame, found_wh = self.bundle.manifest.frame, placement.roi[2:]
+        if frame.is_unlike(found_wh):
             _log.warning(
                 "the camera gives %dx%d pixels, %s was trained on %dx%d: expect wrong verdicts; use the region of "
                 "interest that was used in training",
                 *found_wh,
                 self.bundle.model_id,
-                *trained_wh,
+                *frame.trained_wh,
             )
 
     def _self_test(self, engine: Engine) -> None:

@@ -281,7 +281,7 @@ class Station:
 
 
 def _each(camera: Camera) -> Iterator[CameraFrame | PictureLost]:
-    """The pictures of a camera that loses none, read one ahead; one that cannot be read comes as its error."""
+    """The pictures of a camera that loses none; one that cannot be read comes as its error."""
     while True:
         try:
             frame = camera.read()

@@ -104,7 +104,7 @@ def check(
         ("", "left"),
     ):
         table.add_column(heading, justify=justify, overflow="fold")  # type: ignore[arg-type]
-    usual_wh = opened.manifest.frame.picture_wh
+    trained = opened.manifest.frame
     odd_sizes = 0
     out, err = (
         Console(highlight=False, width=None if sys.stdout.isatty() else _FILE_WIDTH),
@@ -122,7 +122,7 @@ def check(
                     frame, placement = fit_picture(found.picture, opened.frame, roi)
                     inference = runner.infer(frame[None])
                     decision = rule.decide(inference.scores[0], inference.heatmaps[0])
-                    odd_sizes += _aspect_differs(placement.picture_wh, usual_wh) and roi is None
+                    odd_sizes += trained.is_unlike(placement.roi[2:])
                     if heatmaps is not None:
                         shown = rejection_picture(
                             found.picture,
@@ -174,8 +174,9 @@ def check(
         )
     if odd_sizes:
         err.print(
-            f"flawline: {odd_sizes} pictures have another aspect ratio than the {usual_wh[0]}x{usual_wh[1]} that the model was "
-            "trained on; the same camera and region of interest as in training make trustworthy scores",
+            f"flawline: {odd_sizes} pictures have another aspect ratio than the "
+            f"{trained.trained_wh[0]}x{trained.trained_wh[1]} that the model was trained on; "
+            "the same camera and region of interest as in training make trustworthy scores",
             style="yellow",
         )
     return EXIT_DONE if results[Result.OK] == sum(results.values()) else EXIT_NOT_OK
@@ -231,10 +232,6 @@ def _video(path: Path) -> Iterator[_Found]:
             n += 1
     finally:
         capture.release()
-
-
-def _aspect_differs(wh: tuple[int, int], usual: tuple[int, int]) -> bool:
-    return abs(wh[0] * usual[1] / (wh[1] * usual[0]) - 1) > 0.02
 
 
 def _save_picture(path: Path, picture: NDArray[np.uint8]) -> None:

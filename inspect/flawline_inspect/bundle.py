@@ -36,6 +36,7 @@ MANIFEST = "manifest.json"
 MODEL = "model.onnx"
 WEIGHTS = "weights.safetensors"
 NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+ASPECT_TOLERANCE = 0.02
 MAX_MEMBERS = 512
 MAX_MEMBER_BYTES = 1 << 30
 MAX_BUNDLE_BYTES = 2 << 30
@@ -65,6 +66,16 @@ class FrameSection(_Section):
     roi: tuple[int, int, int, int] | None = None
     picture_wh: tuple[int, int]
     """The usual size of the pictures that the model was trained on, in pixels."""
+
+    @property
+    def trained_wh(self) -> tuple[int, int]:
+        """What was fitted into the frame in training: the region of interest, else the whole picture."""
+        return self.picture_wh if self.roi is None else (self.roi[2], self.roi[3])
+
+    def is_unlike(self, wh: tuple[int, int]) -> bool:
+        """Whether an area of this width and height has another aspect ratio: it would be scored where nothing was learnt."""
+        width, height = self.trained_wh
+        return abs(wh[0] * height / (wh[1] * width) - 1) > ASPECT_TOLERANCE
 
 
 class MethodSection(_Section):
