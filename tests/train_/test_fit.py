@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ from torch import Tensor, nn
 
 from flawline_inspect.errors import FlawlineError, InputError
 from flawline_train import fit as fitting
-from flawline_train.autoencoders import FilteringAutoencoder
+from flawline_train.autoencoders import Autoencoder, Batch, Corruption, FilteringAutoencoder
+from flawline_train.autoencoders.autoencoder import repair_loss
 from flawline_train.corruption import VISIBLE
 from flawline_train.fit import BATCH_SIZE, NOISE, Budget, FitProgress, FitResult, choose_device, fit
 
@@ -25,7 +27,16 @@ def frames() -> NDArray[np.uint8]:
     return parts(10, (32, 32))
 
 
-class Added(nn.Module):
+class Repairing(Autoencoder):
+    """Trained as the filtering autoencoder is, whatever its layers."""
+
+    corruption: ClassVar[Corruption] = "structured"
+
+    def loss(self, batch: Batch) -> Tensor:
+        return repair_loss(self(batch.inputs), batch)
+
+
+class Added(Repairing):
     """Adds one number to every pixel, at first `value`; its error is known beforehand."""
 
     def __init__(self, value: float = 0.0) -> None:
@@ -34,6 +45,26 @@ class Added(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.value
+
+
+class Plain(Repairing):
+    """A few convolutions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, 16, 5, padding=2), nn.SiLU(), nn.Conv2d(16, 16, 3, padding=1), nn.SiLU(), nn.Conv2d(16, 3, 1)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.layers(x)
+        return out
+
+
+def batch_of(frames: NDArray[np.uint8], rng: np.random.Generator | int) -> tuple[Tensor, Tensor, Tensor]:
+    """What `fit` shows a repairing network: inputs, target and mask."""
+    batch = fitting.make_batch(frames, "structured", 0.0, np.random.default_rng(rng), CPU)
+    return batch.inputs, batch.target, batch.mask
 
 
 def trained(frames: NDArray[np.uint8], steps: int, seed: int) -> dict[str, Tensor]:
@@ -84,7 +115,7 @@ def test_auto_and_cpu_are_devices() -> None:
 
 def test_batch_shapes(frames: NDArray[np.uint8]) -> None:
     """Input, target and mask are float32 and of the frame's size; the mask is 0 and 1."""
-    noisy, target, mask = fitting._batch(frames, np.random.default_rng(0))
+    noisy, target, mask = batch_of(frames, 0)
     assert noisy.shape == target.shape == (BATCH_SIZE, 3, 32, 32) and mask.shape == (BATCH_SIZE, 1, 32, 32)
     assert noisy.dtype == target.dtype == mask.dtype == torch.float32
     assert set(mask.unique().tolist()) == {0.0, 1.0}
@@ -94,7 +125,7 @@ def test_input_and_target_carry_the_same_noise(frames: NDArray[np.uint8]) -> Non
     """Outside the mask input and target differ by no more than invisible damage, mostly by nothing; inside they do."""
     inside, outside = [], []
     for seed in range(10):
-        noisy, target, mask = fitting._batch(frames, np.random.default_rng(seed))
+        noisy, target, mask = batch_of(frames, seed)
         difference = (noisy - target).abs()
         corrupted = mask.expand_as(difference) > 0
         inside.append(difference[corrupted])
@@ -110,7 +141,7 @@ def test_target_is_a_good_picture_with_noise() -> None:
     grey: NDArray[np.uint8] = np.full((3, 64, 64, 3), 128, np.uint8)
     sigmas = []
     for seed in range(6):
-        _, target, _ = fitting._batch(grey, np.random.default_rng(seed))
+        _, target, _ = batch_of(grey, seed)
         sigmas += target.flatten(1).std(1).tolist()
     # The estimate of sigma from 12288 values is off by 0.7 %.
     assert max(sigmas) <= NOISE * 1.03
@@ -119,7 +150,7 @@ def test_target_is_a_good_picture_with_noise() -> None:
 
 def test_some_pictures_stay_whole(frames: NDArray[np.uint8]) -> None:
     """About one in ten is shown undamaged, so that doing nothing is learnt: its input is its target exactly."""
-    batches = [fitting._batch(frames, np.random.default_rng(seed)) for seed in range(40)]
+    batches = [batch_of(frames, seed) for seed in range(40)]
     whole = sum(
         torch.equal(noisy[k], target[k]) and not mask[k].any()
         for noisy, target, mask in batches
@@ -131,8 +162,8 @@ def test_some_pictures_stay_whole(frames: NDArray[np.uint8]) -> None:
 def test_batches_follow_the_generator(frames: NDArray[np.uint8]) -> None:
     """The same generator gives the same batch, the next call another."""
     rng = np.random.default_rng(3)
-    first, second = fitting._batch(frames, rng), fitting._batch(frames, rng)
-    for one, again in zip(first, fitting._batch(frames, np.random.default_rng(3)), strict=True):
+    first, second = batch_of(frames, rng), batch_of(frames, rng)
+    for one, again in zip(first, batch_of(frames, 3), strict=True):
         assert torch.equal(one, again)
     assert not torch.equal(first[1], second[1])
 
@@ -148,7 +179,7 @@ def test_inside_and_outside_weigh_the_same(monkeypatch: pytest.MonkeyPatch, area
     mask.view(-1)[: round(area * mask.numel())] = 1
     target = torch.rand(8, 3, height, width, generator=torch.Generator().manual_seed(0))
     noisy = target + 0.4 * mask + 0.1 * (1 - mask)
-    monkeypatch.setattr(fitting, "_batch", lambda frames, rng: (noisy, target, mask))
+    monkeypatch.setattr(fitting, "make_batch", lambda *_: Batch(noisy, target, mask, 0.0))
     result = fit(Added(), parts(1, (64, 64)), Budget(steps=1), seed=0, device=CPU)
     expected = 0.5 * 0.4**2 + 0.5 * 0.1**2
     # One pixel is added to each area so that an empty one does not divide by zero: 1/328 of the smallest.
@@ -160,10 +191,10 @@ def test_loss_of_a_fixed_batch(
     monkeypatch: pytest.MonkeyPatch, frames: NDArray[np.uint8], value: float, filled: bool
 ) -> None:
     """The first loss, recomputed plainly from the batch that the seed gives; without any damage only half counts."""
-    batch = fitting._batch(frames, np.random.default_rng(11))
+    batch = batch_of(frames, 11)
     if not filled:
         batch = (batch[1], batch[1], torch.zeros_like(batch[2]))
-        monkeypatch.setattr(fitting, "_batch", lambda frames, rng: batch)
+        monkeypatch.setattr(fitting, "make_batch", lambda *_: Batch(*batch, share=0.0))
     result = fit(Added(value), frames, Budget(steps=1), seed=11, device=CPU)
 
     noisy, target, mask = (tensor.numpy().astype(np.float64) for tensor in batch)
@@ -182,10 +213,8 @@ def test_loss_falls_on_an_easy_set() -> None:
     """Grey parts, a few convolutions from random weights: batches never trained on come back better than they came."""
     grey: NDArray[np.uint8] = np.full((4, 32, 32, 3), 128, np.uint8)
     torch.manual_seed(0)
-    network = nn.Sequential(
-        nn.Conv2d(3, 16, 5, padding=2), nn.SiLU(), nn.Conv2d(16, 16, 3, padding=1), nn.SiLU(), nn.Conv2d(16, 3, 1)
-    )
-    held_out = [fitting._batch(grey, np.random.default_rng(1000 + k)) for k in range(8)]
+    network = Plain()
+    held_out = [batch_of(grey, 1000 + k) for k in range(8)]
 
     @torch.inference_mode()
     def damage(network: nn.Module) -> float:

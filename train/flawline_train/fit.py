@@ -1,9 +1,8 @@
-"""Training the filtering autoencoder to repair.
+"""Fitting an autoencoder to good pictures.
 
-Input = good picture with structured corruption + Gaussian noise; target = the good picture + the *same* noise (arXiv
-2206.11723 and 2511.07233). The kept noise anchors the reconstruction to the identity on good pixels: the network may not
-blur, only repair. Squared error is averaged separately inside and outside the corrupted area and counts half and half, so
-that a scratch of twenty pixels weighs as much as the rest of the part.
+Structured corruption (the default): input = good picture with damage + Gaussian noise; target = the good picture + the
+*same* noise (arXiv 2206.11723 and 2511.07233). The kept noise anchors the reconstruction to the identity on good pixels:
+the network may not blur, only repair. With corruption `noise` the target is the clean picture (denoising, Vincent 2008).
 """
 
 from __future__ import annotations
@@ -22,9 +21,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from flawline_inspect.errors import FlawlineError, InputError
+from flawline_train.autoencoders import Autoencoder, Batch, Corruption
 from flawline_train.corruption import corrupt, jitter
 
-__all__ = ["Budget", "FitProgress", "FitResult", "choose_device", "fit"]
+__all__ = ["Budget", "FitProgress", "FitResult", "choose_device", "fit", "make_batch"]
 
 _log = logging.getLogger(__name__)
 
@@ -39,7 +39,6 @@ CORRUPTED_SHARE = 0.9
 """The rest of the batch is good as it is, so that doing nothing is learnt too."""
 NOISE = 0.05
 """Largest standard deviation of the kept noise, of full scale; each picture draws its own below it."""
-INSIDE_WEIGHT = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +105,7 @@ def has_bf16(device: torch.device) -> bool:
 
 
 def fit(
-    network: nn.Module,
+    network: Autoencoder,
     frames: NDArray[np.uint8],
     budget: Budget,
     *,
@@ -137,15 +136,11 @@ def fit(
         )
         for group in optimiser.param_groups:
             group["lr"] = rate
-        noisy, target, mask = (tensor.to(device, non_blocking=True) for tensor in _batch(frames, rng))
+        batch = make_batch(frames, network.corruption, share, rng, device)
         with context:
-            repaired = network(noisy.contiguous(memory_format=torch.channels_last))
-        error = (repaired.float() - target).square().mean(1, keepdim=True)  # (B, 1, H, W)
-        inside = (error * mask).sum() / (mask.sum() + 1)
-        outside = (error * (1 - mask)).sum() / ((1 - mask).sum() + 1)
-        loss = INSIDE_WEIGHT * inside + (1 - INSIDE_WEIGHT) * outside
+            loss = network.loss(batch)
         optimiser.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]  # torch has no types there
         nn.utils.clip_grad_norm_(network.parameters(), GRADIENT_NORM)
         optimiser.step()
         value = float(loss.detach())
@@ -162,22 +157,30 @@ def fit(
     return FitResult(step, smooth_loss, time.monotonic() - started, autocast, interrupted)
 
 
-def _batch(frames: NDArray[np.uint8], rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Corrupted input, target and mask: (B, 3, H, W), (B, 3, H, W) and (B, 1, H, W), float32."""
+def make_batch(
+    frames: NDArray[np.uint8], corruption: Corruption, share: float, rng: np.random.Generator, device: torch.device
+) -> Batch:
+    """The next `BATCH_SIZE` pictures, jittered, and damaged as the method asks."""
     height, width = frames.shape[1:3]
     chosen = rng.integers(0, len(frames), BATCH_SIZE)
     good = np.stack([jitter(frames[i].astype(np.float32) / 255, rng) for i in chosen])  # (B, H, W, 3)
-    damaged = good.copy()
+    inputs = target = good
     masks = np.zeros((BATCH_SIZE, height, width, 1), np.float32)
-    for k in range(BATCH_SIZE):
-        if rng.random() < CORRUPTED_SHARE:
-            damaged[k], mask = corrupt(good[k], good[(k + 1) % BATCH_SIZE], rng)
-            masks[k, ..., 0] = mask
-    sigma = NOISE * rng.random((BATCH_SIZE, 1, 1, 1), np.float32)
-    noise = rng.standard_normal(good.shape, np.float32) * sigma
-    return _tensor(damaged + noise), _tensor(good + noise), _tensor(masks)
+    if corruption == "structured":
+        inputs = good.copy()
+        for k in range(BATCH_SIZE):
+            if rng.random() < CORRUPTED_SHARE:
+                inputs[k], mask = corrupt(good[k], good[(k + 1) % BATCH_SIZE], rng)
+                masks[k, ..., 0] = mask
+    if corruption != "none":
+        sigma = NOISE * rng.random((BATCH_SIZE, 1, 1, 1), np.float32)
+        noise = rng.standard_normal(good.shape, np.float32) * sigma
+        inputs = inputs + noise
+        if corruption == "structured":
+            target = good + noise
+    return Batch(_tensor(inputs, device), _tensor(target, device), _tensor(masks, device), share)
 
 
-def _tensor(pictures: NDArray[np.float32]) -> Tensor:
-    """(B, H, W, C) → (B, C, H, W), a channels-last view without a copy."""
-    return torch.from_numpy(pictures).permute(0, 3, 1, 2)
+def _tensor(pictures: NDArray[np.float32], device: torch.device) -> Tensor:
+    """(B, H, W, C) → (B, C, H, W), channels last in memory as it came."""
+    return torch.from_numpy(pictures).permute(0, 3, 1, 2).to(device, non_blocking=True)

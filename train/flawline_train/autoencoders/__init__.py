@@ -1,5 +1,6 @@
-"""Networks: plain `nn.Module`s from a picture to its reconstruction, nothing else."""
+"""Networks: plain modules from a picture to its reconstruction, each with the loss that it is trained with."""
 
+from flawline_train.autoencoders.autoencoder import Autoencoder, Batch, Corruption, Reconstruction
 from flawline_train.autoencoders.filtering import FilteringAutoencoder
 
-__all__ = ["FilteringAutoencoder"]
+__all__ = ["Autoencoder", "Batch", "Corruption", "FilteringAutoencoder", "Reconstruction"]
