@@ -83,14 +83,65 @@ class MethodSection(_Section):
     parameters: dict[str, bool | int | float | str | None]
 
 
+class SuspectEntry(_Section):
+    """A held-out part whose score stands far above the others'; `skipped`: the threshold was set without it."""
+
+    part: str
+    score: float
+    skipped: bool
+
+
+class DefectEntry(_Section):
+    """Known defects of one kind: `escaped` of `n` pictures pass at the threshold; 95 % interval of that rate."""
+
+    kind: str
+    n: Annotated[int, Field(ge=1)]
+    escaped: Annotated[int, Field(ge=0)]
+    escape_interval: tuple[float, float]
+
+
+class CostsSection(_Section):
+    """What the two errors cost, in any one unit, and the threshold that costs least by the known defects."""
+
+    false_reject: float
+    escape: float
+    defect_rate: float
+    cost_per_part: float
+    """At the bundle's threshold."""
+    cheapest_threshold: float
+    cheapest_cost_per_part: float
+
+
+class DefectsSection(_Section):
+    kinds: list[DefectEntry]
+    costs: CostsSection | None = None
+
+
 class CalibrationSection(_Section):
-    """The leave-one-out scores of the held-out good pictures and the threshold that follows from them."""
+    """The scores of the held-out good parts and the threshold that follows from them. Rates are shares in 0–1.
+
+    Each of `scores` (n,) belongs to the part of the same place in `parts` and was made without that part. Promised is the
+    upper bound on the false-reject rate that n parts with `exceedances` above the threshold give with this `confidence`;
+    estimated is what a tail fitted to the scores expects. Bundles without `confidence` are older: they promise a
+    rate on average, 1 / (n + 1) at best.
+    """
 
     scores: list[float]
     threshold: float
-    basis: Literal["order_statistic", "log_normal"]
+    basis: Literal["order_statistic", "exponential_tail", "cheapest", "log_normal"]
     false_reject_target: float
     promised_false_reject_rate: float
+    parts: list[str] = []
+    exceedances: Annotated[int, Field(ge=0)] | None = None
+    confidence: float | None = None
+    estimated_false_reject_rate: float | None = None
+    suspects: list[SuspectEntry] = []
+    defects: DefectsSection | None = None
+
+    @property
+    def within_promise(self) -> bool:
+        """Whether the target is promised, not only estimated."""
+        return self.promised_false_reject_rate <= self.false_reject_target + 1e-9
 
 
 class PictureEntry(_Section):

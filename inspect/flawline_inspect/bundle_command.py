@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from flawline_inspect.bundle import Bundle
+from flawline_inspect.bundle import Bundle, CalibrationSection
 
 __all__ = ["show", "verify"]
 
@@ -35,18 +35,16 @@ def show(bundle: Path, /, *, json: bool = False) -> None:
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     parameters = ", ".join(f"{key} {value}" for key, value in manifest.method.parameters.items())
-    estimate = "an estimate" if calibration.basis == "log_normal" else "within the promise"
+    estimate = "within the promise" if calibration.within_promise else "an estimate"
     for key, value in {
         "model": f"{opened.model_id} (made {manifest.created} by flawline {manifest.versions.get('flawline', '?')})",
         "method": f"{manifest.method.name}: {parameters}",
         "frame": f"{frame.width} x {frame.height} px BGR, from pictures of {frame.picture_wh[0]} x {frame.picture_wh[1]}",
         "region": "whole picture" if frame.roi is None else f"x, y, width, height = {list(frame.roi)}",
-        "threshold": f"{calibration.threshold:.4f}",
-        "promised": (
-            f"{calibration.promised_false_reject_rate:.2%} false rejects, "
-            f"from {len(calibration.scores)} held-out good pictures"
-        ),
+        "threshold": f"{calibration.threshold:.4f}" + (", the cheapest" if calibration.basis == "cheapest" else ""),
+        "promised": _promise(calibration),
         "target": f"{calibration.false_reject_target:.2%} false rejects ({estimate})",
+        **_what_else(calibration),
         "data": (
             f"{roles.count('train')} pictures to learn from, {roles.count('calibration')} to calibrate, "
             f"{len(manifest.data.skipped)} skipped"
@@ -62,6 +60,40 @@ def show(bundle: Path, /, *, json: bool = False) -> None:
         if not name.startswith("golden/"):
             table.add_row(name, f"{entry.bytes / 1e6:.2f} MB  sha256 {entry.sha256[:16]}…")
     Console(highlight=False).print(table)
+
+
+def _promise(calibration: CalibrationSection) -> str:
+    rate, n = f"{calibration.promised_false_reject_rate:.2%} false rejects", len(calibration.scores)
+    if calibration.confidence is None:
+        return f"{rate} on average, from {n} held-out good pictures"
+    return (
+        f"at most {rate} (confidence {calibration.confidence:.0%}), from {n} held-out good parts, {calibration.exceedances} of "
+        "them above the threshold"
+    )
+
+
+def _what_else(calibration: CalibrationSection) -> dict[str, str]:
+    """What only some bundles know of their threshold."""
+    rows: dict[str, str] = {}
+    if calibration.estimated_false_reject_rate is not None:
+        rows["estimated"] = f"{calibration.estimated_false_reject_rate:.2%} false rejects"
+    if calibration.suspects:
+        rows["suspects"] = ", ".join(
+            f"{suspect.part} ({suspect.score:.4f}, {'skipped' if suspect.skipped else 'kept'})"
+            for suspect in calibration.suspects
+        )
+    if calibration.defects is not None:
+        rows["escapes"] = ", ".join(
+            f"{kind.escaped} of {kind.n} {kind.kind} ({kind.escape_interval[0]:.1%} to {kind.escape_interval[1]:.1%})"
+            for kind in calibration.defects.kinds
+        )
+        costs = calibration.defects.costs
+        if costs is not None:
+            rows["costs"] = (
+                f"{costs.cost_per_part:.4g} a part; {costs.cheapest_cost_per_part:.4g} at {costs.cheapest_threshold:.4f}, the cheapest "
+                f"(false reject {costs.false_reject:g}, escape {costs.escape:g}, {costs.defect_rate:.2%} defective)"
+            )
+    return rows
 
 
 def verify(bundle: Path, /) -> None:

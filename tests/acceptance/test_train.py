@@ -14,7 +14,8 @@ MINUTES = 4
 N_GOOD, N_BAD = 18, 60
 EVALUATION_KEYS = {
     "image_auroc", "average_precision", "pixel_auroc", "aupro", "false_reject_rate", "escape_rate", "threshold",
-    "n_good", "n_bad", "by_defect",
+    "n_good", "n_bad", "by_defect", "image_auroc_interval", "false_reject_interval", "escape_interval",
+    "promised_false_reject_rate", "promise_kept",
 }  # fmt: skip
 DONE, NOT_OK = 0, 3
 
@@ -59,6 +60,10 @@ def test_forty_good_pictures_make_a_model_that_finds_defects(
     # How many steps the four minutes were worth belongs to the message: on a busy machine they are few.
     assert evaluation["image_auroc"] >= 0.97, f"{evaluation}\n{trained}"
     assert evaluation["false_reject_rate"] <= 0.10, f"{evaluation}\n{trained}"
+    assert evaluation["promise_kept"] is True, f"{evaluation}\n{trained}"
+    for rate in ("image_auroc", "false_reject", "escape"):
+        low, high = evaluation[f"{rate}_interval"]
+        assert low <= evaluation[rate if rate == "image_auroc" else f"{rate}_rate"] <= high
 
     checked = flawline("check", bundle, alien / "test", "--json", ends_with=NOT_OK, timeout_s=120)
     results = [json.loads(line) for line in checked.splitlines()]

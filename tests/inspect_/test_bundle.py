@@ -50,6 +50,7 @@ from flawline_inspect.errors import BundleError, InputError
 from flawline_inspect.frame import FrameSpec
 
 SOURCE = "models/part.flawline"
+DEMO_BUNDLE = Path(__file__).parents[2] / "edge" / "flawline_edge" / "demo.flawline"
 WHOLE = small_bundle()
 MEMBERS = sorted(small_members())
 RAW, FITTED = golden_names("good", 0)
@@ -95,9 +96,12 @@ def test_what_was_packed_comes_back() -> None:
     """Members, manifest, frame, threshold and golden pictures are what went in."""
     bundle = Bundle(WHOLE, SOURCE)
     assert {name: bundle.member(name) for name in bundle.manifest.members} == small_members()
-    assert bundle.manifest.model_dump(exclude={"schema_version", "members", "data"}, mode="json") == {
-        key: value for key, value in small_manifest().items() if key != "data"
-    }
+    packed_in = {key: value for key, value in small_manifest().items() if key != "data"}
+    packed_in["calibration"] |= {  # what the manifest says where a bundle knows no more of its threshold
+        "parts": [], "exceedances": None, "confidence": None, "estimated_false_reject_rate": None, "suspects": [],
+        "defects": None,
+    }  # fmt: skip
+    assert bundle.manifest.model_dump(exclude={"schema_version", "members", "data"}, mode="json") == packed_in
     assert bundle.frame == FrameSpec(SIDE, SIDE) and bundle.threshold == THRESHOLD
     golden = list(bundle.golden())
     assert [(each.label, each.score) for each in golden] == [("good", 1.5)] * 2 + [("damaged", 9.0)] * 2
@@ -598,3 +602,37 @@ def test_a_bundle_that_would_be_refused_is_not_written(
     with pytest.raises(ValueError, match=r"name|missing"):  # pydantic's error and ours are both ValueErrors
         save_bundle(path, manifest, members)
     assert [file.read_bytes() for file in tmp_path.iterdir()] == [WHOLE]
+
+
+def test_a_bundle_of_before_the_promise_had_a_confidence_is_read() -> None:
+    """The shipped one has no parts, suspects or confidence in its manifest; its figures are what they were."""
+    calibration = Bundle.open(DEMO_BUNDLE).manifest.calibration
+    assert calibration.basis == "order_statistic" and calibration.within_promise
+    assert (calibration.confidence, calibration.exceedances, calibration.parts, calibration.defects) == (
+        None,
+        None,
+        [],
+        None,
+    )
+
+
+def test_what_a_new_bundle_knows_of_its_threshold_comes_back() -> None:
+    """Parts, exceedances, suspects, defects and costs."""
+    calibration = {
+        **small_manifest()["calibration"],
+        "basis": "cheapest",
+        "parts": ["a", "b", "c"],
+        "exceedances": 1,
+        "confidence": 0.95,
+        "estimated_false_reject_rate": 0.02,
+        "suspects": [{"part": "c", "score": 3.0, "skipped": True}],
+        "defects": {
+            "kinds": [{"kind": "dent", "n": 4, "escaped": 1, "escape_interval": [0.006, 0.81]}],
+            "costs": {
+                "false_reject": 1.0, "escape": 20.0, "defect_rate": 0.01, "cost_per_part": 0.1,
+                "cheapest_threshold": 4.0, "cheapest_cost_per_part": 0.1,
+            },
+        },
+    }  # fmt: skip
+    found = Bundle(small_bundle(calibration=calibration), SOURCE).manifest.calibration
+    assert found.model_dump(mode="json") == calibration

@@ -324,12 +324,49 @@ def test_bundle_show(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "bottle-",
         "32 x 32 px",
         "4.0000",
-        "25.00% false rejects, from 3",
+        "25.00% false rejects on average, from 3",
         "an estimate",
         "2 good, 2 damaged",
     ):
         assert expected in out
     for expected in (small_manifest()["card"]["intended_use"], "who may be wronged", "model.onnx"):
+        assert expected in out
+
+
+def test_bundle_show_tells_promise_estimate_suspects_and_escapes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a newer bundle knows: the bound with n and k, the estimate, who was skipped, which defects escape, at what cost."""
+    path = tmp_path / "part.flawline"
+    kinds = [{"kind": "dent", "n": 4, "escaped": 1, "escape_interval": [0.0063, 0.8059]}]
+    costs = {
+        "false_reject": 1.0, "escape": 20.0, "defect_rate": 0.01, "cost_per_part": 0.12,
+        "cheapest_threshold": 3.5, "cheapest_cost_per_part": 0.11,
+    }  # fmt: skip
+    path.write_bytes(
+        small_bundle(
+            calibration={
+                **small_manifest()["calibration"],
+                "basis": "exponential_tail",
+                "promised_false_reject_rate": 0.8647,
+                "parts": ["a", "b", "c"],
+                "exceedances": 1,
+                "confidence": 0.95,
+                "estimated_false_reject_rate": 0.01,
+                "suspects": [{"part": "c", "score": 33.0, "skipped": True}],
+                "defects": {"kinds": kinds, "costs": costs},
+            }
+        )
+    )
+    assert ends_with("bundle", "show", str(path)) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    for expected in (
+        "at most 86.47% false rejects (confidence 95%), from 3 held-out good parts, 1 of them above the threshold",
+        "1.00% false rejects (an estimate)",
+        "c (33.0000, skipped)",
+        "1 of 4 dent (0.6% to 80.6%)",
+        "0.12 a part; 0.11 at 3.5000, the cheapest (false reject 1, escape 20, 1.00% defective)",
+    ):
         assert expected in out
 
 

@@ -15,6 +15,7 @@ from flawline_inspect.errors import InputError
 from flawline_inspect.frame import Placement
 from flawline_train.calibrate import Calibration, calibrate
 from flawline_train.graph import ErrorMap, InspectionGraph, run_graph
+from flawline_train.threshold import threshold_from_scores
 
 F64 = NDArray[np.float64]
 HW = (32, 48)
@@ -101,11 +102,25 @@ def test_weights_bring_both_errors_to_the_same_spread(case: Case) -> None:
 
 
 def test_threshold_follows_from_the_scores(case: Case) -> None:
-    """With 18 scores and a target of 10 % the cut is the largest score, and the promise 1 / 19."""
+    """The threshold of the 18 parts' scores, one of which is far out and skipped unless it is kept."""
     threshold = case.found.threshold
-    assert threshold.value == pytest.approx(float(case.found.scores.max()))
-    assert (threshold.n, threshold.basis) == (N, "order_statistic")
-    assert threshold.promised_false_reject_rate == pytest.approx(1 / 19)
+    assert threshold == threshold_from_scores(case.found.part_scores, 0.1)
+    assert (threshold.n, threshold.skipped, threshold.exceedances) == (N, (4,), 1)
+    kept = calibrate(Blur().eval(), case.frames, PLACEMENT, false_reject_target=0.1, keep_suspects=True)
+    assert kept.threshold.skipped == () and kept.threshold.value >= float(case.found.scores.max())
+
+
+def test_a_part_s_score_is_its_largest_and_made_without_its_other_pictures(case: Case) -> None:
+    """The odd picture photographed twice: as one part it stands out as before, as two parts each hides the other."""
+    frames = np.concatenate([case.frames, case.frames[4:5]])
+    names = [str(i) for i in range(N)] + ["4"]
+    one = calibrate(Blur().eval(), frames, PLACEMENT, false_reject_target=0.1, parts=names)
+    two = calibrate(Blur().eval(), frames, PLACEMENT, false_reject_target=0.1)
+    assert one.parts == tuple(map(str, range(N))) and one.part_scores.shape == (N,) and one.scores.shape == (N + 1,)
+    assert one.part_scores[4] == max(one.scores[4], one.scores[N])
+    np.testing.assert_array_equal(np.delete(one.part_scores, 4), np.delete(one.scores, [4, N]))
+    assert one.part_scores[4] > 1.3 * two.scores[4]
+    assert one.threshold.n == N and two.threshold.n == N + 1
 
 
 def test_calibration_is_deterministic(case: Case) -> None:
@@ -147,7 +162,7 @@ def test_three_pictures_are_the_least() -> None:
     """Three can be left out one by one; two cannot, and the sentence says so."""
     frames = parts(3, (HW[1], HW[0]))
     found = calibrate(Blur().eval(), frames, PLACEMENT, false_reject_target=0.01)
-    assert np.isfinite(found.scores).all() and found.threshold.basis == "log_normal"
+    assert np.isfinite(found.scores).all() and found.threshold.basis == "exponential_tail"
     with pytest.raises(InputError, match="n >= 3"):
         calibrate(Blur().eval(), frames[:2], PLACEMENT, false_reject_target=0.01)
 

@@ -11,14 +11,14 @@ import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from scipy import ndimage
+from scipy import ndimage, stats
 from sklearn.metrics import average_precision_score, roc_auc_score
 from tests.inspect_.bundles import small_manifest
 from tests.train_.parts import level_onnx, write
 
 from flawline_inspect.bundle import MODEL, Bundle, bundle_bytes
 from flawline_inspect.errors import InputError
-from flawline_train.evaluate import Evaluation, _pixel_metrics, evaluate
+from flawline_train.evaluate import Evaluation, _auroc_interval, _pixel_metrics, evaluate
 
 SIDE = 32
 GAIN = 0.1
@@ -150,6 +150,52 @@ def test_each_kind_of_defect_is_measured_against_the_good(found: Evaluation) -> 
         assert figures.n == len(BRIGHTEST[kind])
         assert figures.image_auroc == pytest.approx(roc_auc_score(labels, scores), abs=1e-6)
         assert figures.escape_rate == pytest.approx(escaped / figures.n)
+
+
+def test_intervals_of_the_rates_are_exact(found: Evaluation) -> None:
+    """Clopper and Pearson's, as SciPy has them, of all and of each kind."""
+    for (k, n), low_high in {
+        (2, 6): found.false_reject_interval,
+        (4, 9): found.escape_interval,
+        (1, 3): found.by_defect["dent"].escape_interval,
+        (2, 4): found.by_defect["scratch"].escape_interval,
+    }.items():
+        expected = stats.binomtest(k, n).proportion_ci(0.95, "exact")
+        assert low_high == pytest.approx((expected.low, expected.high), abs=1e-9)
+
+
+@pytest.mark.parametrize(("promised", "kept"), [(0.044, True), (0.043, False), (0.5, True)])
+def test_the_promise_is_kept_unless_the_interval_lies_above_it(dataset: Path, promised: float, kept: bool) -> None:
+    """Two of six good parts rejected: at least 4.33 % with a confidence of 97.5 %; a promise below that was broken."""
+    manifest = small_manifest(golden=[])
+    manifest["calibration"] = {
+        **manifest["calibration"], "threshold": 12.05, "promised_false_reject_rate": promised,
+    }  # fmt: skip
+    graph = level_onnx((SIDE, SIDE), gain=GAIN)
+    result = evaluate(Bundle(bundle_bytes(manifest, {MODEL: graph}), "x.flawline"), dataset, engine="onnxruntime")
+    assert (result.promise_kept, result.promised_false_reject_rate) == (kept, promised)
+
+
+def test_the_auroc_s_interval_against_a_plain_bootstrap() -> None:
+    """Good and defective parts drawn anew by themselves, scikit-learn's AUROC of each draw, and its percentiles."""
+    rng = np.random.default_rng(0)
+    scores = np.round(np.concatenate([rng.gamma(4, 1, 40), rng.gamma(6, 1.3, 60)]), 1)
+    labels = np.arange(100) >= 40
+    drawn = []
+    for _ in range(1500):
+        chosen = np.concatenate([rng.integers(0, 40, 40), rng.integers(40, 100, 60)])
+        drawn.append(roc_auc_score(labels[chosen], scores[chosen]))
+    low, high = _auroc_interval(scores, labels)
+    assert (low, high) == pytest.approx(tuple(np.quantile(drawn, [0.025, 0.975])), abs=0.01)  # two bootstraps' noise
+    assert low < roc_auc_score(labels, scores) < high
+    assert _auroc_interval(scores, labels) == (low, high)
+
+
+def test_the_auroc_s_interval_closes_where_nothing_overlaps() -> None:
+    """Perfect separation stays perfect in every resample, and equal scores stay a coin's toss."""
+    labels = np.array([False] * 5 + [True] * 5)
+    assert _auroc_interval(np.arange(10.0), labels) == (1.0, 1.0)
+    assert _auroc_interval(np.ones(10), labels) == (0.5, 0.5)
 
 
 def test_a_score_equal_to_the_threshold_passes(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -13,6 +14,7 @@ from tests.train_.parts import part, write, write_parts
 
 from flawline_inspect.errors import InputError
 from flawline_inspect.frame import find_pictures
+from flawline_train.parts import PartGroups
 from flawline_train.pictures import GoodPictures, PictureFile, load_good_pictures
 
 
@@ -289,7 +291,7 @@ def test_8_bit_values_stored_in_16_bits_are_not_black(tmp_path: Path) -> None:
 
 def test_black_16_bit_pictures_stay_black(tmp_path: Path) -> None:
     """Nothing but zeros says nothing of the depth; the frames are black."""
-    found = load(deep_parts(tmp_path, 0))
+    found = load_good_pictures(deep_parts(tmp_path, 0), size=32, group=".*")  # copies, said to be different parts
     assert found.spec.bit_depth == 16 and not found.frames.any()
 
 
@@ -321,6 +323,32 @@ def test_split_is_disjoint_and_complete(n: int, held_out: int) -> None:
     assert len(calibration) == held_out
     assert sorted([*train, *calibration]) == list(range(n))
     assert list(train) == sorted(train) and list(calibration) == sorted(calibration)
+
+
+def test_a_part_is_held_out_whole_and_every_stretch_of_time_is_covered() -> None:
+    """Forty parts of two to four pictures: ten held out with all their pictures, one from each tenth of the order."""
+    pictures = some_pictures(120)
+    names = tuple(f"part {i // 3 if i % 9 else max(0, i // 3 - 1)}" for i in range(120))
+    pictures = replace(pictures, groups=PartGroups(names))
+    order = list(dict.fromkeys(names))
+    for seed in range(20):
+        train, calibration = pictures.split(np.random.default_rng(seed))
+        held_out = {names[i] for i in calibration}
+        assert held_out.isdisjoint(names[i] for i in train) and len(train) + len(calibration) == 120
+        assert len(held_out) == round(len(order) / 4)
+        blocks = np.array_split(np.arange(len(order)), len(held_out))
+        assert all(sum(order[i] in held_out for i in block) == 1 for block in blocks)
+
+
+def test_groups_are_named_in_the_notes(tmp_path: Path) -> None:
+    """A pattern reaches the pictures' parts and their notes; copies are found without one."""
+    write_parts(tmp_path / "a", 10)
+    write_parts(tmp_path / "b", 10)
+    by_name = load_good_pictures(tmp_path, size=32, group=r"\d+")
+    copies = load(tmp_path)
+    for found in (by_name, copies):
+        assert len(found.parts) == 20 and len(set(found.parts)) == 10 and len(found.notes()) == 1
+    assert by_name.parts[:2] == ("000", "001") and copies.parts[10:12] == ("a/000.png", "a/001.png")
 
 
 def test_split_follows_the_seed() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,15 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from flawline_inspect.calibration import (
-    GoodSpread,
-    Threshold,
-    fit_spread,
-    leave_one_out,
-    threshold_from_scores,
-)
+from flawline_inspect.calibration import GoodSpread, fit_spread, leave_one_out
 from flawline_inspect.frame import Placement
 from flawline_train.graph import ErrorMap, top_pixels
+from flawline_train.threshold import Threshold, threshold_from_scores
 
 __all__ = ["Calibration", "calibrate"]
 
@@ -27,11 +22,15 @@ _BATCH = 16
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """`scores` (n,) are leave-one-out; `good` are the maps over all n held-out pictures, for the graph."""
+    """`scores` (n,) are those of the n pictures, each by maps without its part; `good` are the maps over all n, for the
+    graph. `parts` are the held-out parts in the order of their pictures, `part_scores` their largest scores, from
+    which `threshold` follows."""
 
     error_map: ErrorMap
     good: GoodSpread
     scores: NDArray[np.float32]
+    parts: tuple[str, ...]
+    part_scores: NDArray[np.float32]
     threshold: Threshold
 
 
@@ -42,9 +41,18 @@ def calibrate(
     placement: Placement,
     *,
     false_reject_target: float,
+    parts: Sequence[str] | None = None,
+    keep_suspects: bool = False,
+    cross_fitted: NDArray[np.floating] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Calibration:
-    """Calibrate with held-out good `frames` (n, H, W, 3). Deterministic; in float32 whatever training used."""
+    """Calibrate with held-out good `frames` (n, H, W, 3). Deterministic; in float32 whatever training used.
+
+    `parts`: the part's name for each of the n frames, every one another part where None. `keep_suspects` and
+    `cross_fitted`, scores of further parts by networks that did not learn from them, as in `threshold_from_scores`. A training
+    picture's score by *this* network is none of those: what was learnt from scores lower, by an amount that only
+    training again without it can tell.
+    """
     device = next(network.parameters()).device
     error_map = ErrorMap((frames.shape[1], frames.shape[2])).to(device)
     smoothed = []  # per channel, still unweighted: smoothing and weighting may be swapped
@@ -66,6 +74,14 @@ def calibrate(
     error_map.weights.copy_(torch.from_numpy((1 / typical).astype(np.float32)))
     combined = np.einsum("nchw,c->nhw", errors, 1 / typical).astype(np.float32)
 
-    heatmaps = leave_one_out(combined)[:, top : top + content_h, left : left + content_w].reshape(len(frames), -1)
-    scores = np.sort(heatmaps, 1)[:, -top_pixels(placement) :].mean(1, dtype=np.float32)
-    return Calibration(error_map, fit_spread(combined), scores, threshold_from_scores(scores, false_reject_target))
+    names = [str(i) for i in range(len(frames))] if parts is None else list(parts)
+    heatmaps = leave_one_out(combined, names)[:, top : top + content_h, left : left + content_w]
+    pixels = heatmaps.reshape(len(frames), -1)
+    scores = np.sort(pixels, 1)[:, -top_pixels(placement) :].mean(1, dtype=np.float32)
+    distinct = tuple(dict.fromkeys(names))
+    largest = {part: max(float(s) for s, name in zip(scores, names, strict=True) if name == part) for part in distinct}
+    part_scores = np.array([largest[part] for part in distinct], np.float32)
+    threshold = threshold_from_scores(
+        part_scores, false_reject_target, keep_suspects=keep_suspects, cross_fitted=cross_fitted
+    )
+    return Calibration(error_map, fit_spread(combined), scores, distinct, part_scores, threshold)

@@ -53,6 +53,7 @@ def eval_command(
         print(json_module.dumps(values))
     else:
         Console(highlight=False).print(_table(opened, result))
+        Console(highlight=False, soft_wrap=True).print(_trust(result))
 
 
 def _table(bundle: Bundle, result: Evaluation) -> Table:
@@ -66,12 +67,13 @@ def _table(bundle: Bundle, result: Evaluation) -> Table:
         table.add_column(heading, justify="left" if not heading else "right")
     table.add_row("good", str(result.n_good), "", f"{result.false_reject_rate:.1%} false rejects")
     for kind, figures in result.by_defect.items():
-        table.add_row(kind, str(figures.n), f"{figures.image_auroc:.4f}", f"{1 - figures.escape_rate:.1%} caught")
+        caught = _caught(figures.escape_rate, figures.escape_interval)
+        table.add_row(kind, str(figures.n), f"{figures.image_auroc:.4f}", caught)
     table.add_row(
         "all defects",
         str(result.n_bad),
         f"{result.image_auroc:.4f}",
-        f"{1 - result.escape_rate:.1%} caught",
+        _caught(result.escape_rate, result.escape_interval),
         style="bold",
     )
     table.add_row("average precision", "", f"{result.average_precision:.4f}", "")
@@ -80,3 +82,21 @@ def _table(bundle: Bundle, result: Evaluation) -> Table:
         table.add_row("AUPRO (up to 30 %)", "", f"{result.aupro:.4f}", "")
     table.add_row("threshold", "", f"{result.threshold:.4f}", "")
     return table
+
+
+def _caught(escape_rate: float, escape_interval: tuple[float, float]) -> str:
+    low, high = escape_interval
+    return f"{1 - escape_rate:.1%} caught ({1 - high:.0%} to {1 - low:.0%})"
+
+
+def _trust(result: Evaluation) -> str:
+    """How far the figures can be trusted, and whether the bundle keeps its word."""
+    low, high = result.false_reject_interval
+    auroc_low, auroc_high = result.image_auroc_interval
+    kept = (
+        "which is compatible with the" if result.promise_kept else "above the"
+    ) + f" {result.promised_false_reject_rate:.1%} that the bundle promises"
+    return (
+        f"95 % intervals: image AUROC {auroc_low:.4f} to {auroc_high:.4f}, false rejects {low:.1%} to {high:.1%}, {kept}"
+        + ("" if result.promise_kept else ": the parts, the light or the camera are not those it was calibrated with")
+    )

@@ -22,10 +22,16 @@ from flawline_inspect.decision import DecisionRule
 from flawline_inspect.errors import InputError, PictureError
 from flawline_inspect.frame import Placement, find_pictures, fit_picture, read_picture
 from flawline_inspect.verdict import Result
+from flawline_train.binomial import interval
 
 __all__ = ["DefectKind", "Evaluation", "evaluate"]
 
 GOOD = "good"
+RESAMPLES = 2000
+"""Of the bootstrap of the image AUROC."""
+_RESAMPLES_AT_ONCE = 100
+Interval = tuple[float, float]
+"""Of 95 %, both ends in 0-1."""
 AUPRO_LIMIT = 0.3
 """False-positive rate up to which the per-region overlap is integrated, as usual since Bergmann et al. 2019."""
 
@@ -35,13 +41,17 @@ class DefectKind:
     n: int
     image_auroc: float
     escape_rate: float
+    escape_interval: Interval
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
     """All figures are shares in 0-1; None where the set has no masks. Pixel metrics are taken in the model's frame.
 
-    `false_reject_rate`: good parts not OK at `threshold`; `escape_rate`: defective parts that are OK.
+    `false_reject_rate`: good parts not OK at `threshold`; `escape_rate`: defective parts that are OK. Their intervals are
+    Clopper & Pearson's, that of the AUROC is from a bootstrap. They take each picture for another part. `promise_kept`:
+    whether the false rejects are compatible with what the bundle promises, which is False only when their interval
+    lies above `promised_false_reject_rate`.
     """
 
     image_auroc: float
@@ -55,6 +65,11 @@ class Evaluation:
     n_bad: int
     by_defect: dict[str, DefectKind]
     skipped: list[str]
+    image_auroc_interval: Interval
+    false_reject_interval: Interval
+    escape_interval: Interval
+    promised_false_reject_rate: float
+    promise_kept: bool
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -125,11 +140,16 @@ def evaluate(
         chosen = np.array([k == kind for k in kinds])
         subset = chosen | ~labels
         by_defect[kind] = DefectKind(
-            int(chosen.sum()), _auroc(values[subset], labels[subset]), float((~not_ok[chosen]).mean())
+            int(chosen.sum()),
+            _auroc(values[subset], labels[subset]),
+            float((~not_ok[chosen]).mean()),
+            interval(int((~not_ok[chosen]).sum()), int(chosen.sum())),
         )
     pixel_auroc, aupro = (
         _pixel_metrics(np.stack(heatmaps), np.stack(masks)) if any(m.any() for m in masks) else (None, None)
     )
+    false_rejects = interval(int(not_ok[~labels].sum()), int((~labels).sum()))
+    promised = bundle.manifest.calibration.promised_false_reject_rate
     return Evaluation(
         image_auroc=_auroc(values, labels),
         average_precision=float(binary_average_precision(_ranks(values), torch.from_numpy(labels).int())),
@@ -142,6 +162,11 @@ def evaluate(
         n_bad=int(labels.sum()),
         by_defect=by_defect,
         skipped=skipped,
+        image_auroc_interval=_auroc_interval(values, labels),
+        false_reject_interval=false_rejects,
+        escape_interval=interval(int((~not_ok[labels]).sum()), int(labels.sum())),
+        promised_false_reject_rate=promised,
+        promise_kept=false_rejects[0] <= promised,
     )
 
 
@@ -191,6 +216,26 @@ def _auroc(scores: NDArray[np.floating], labels: NDArray[np.bool_]) -> float:
     from torchmetrics.functional.classification import binary_auroc  # imports torchvision: seconds
 
     return float(binary_auroc(_ranks(scores), torch.from_numpy(labels).int()))
+
+
+def _auroc_interval(scores: NDArray[np.floating], labels: NDArray[np.bool_], seed: int = 0) -> Interval:
+    """The 95 % percentile interval of the AUROC over resamples of the good and of the defective parts, each by itself."""
+    ranks = np.unique(scores, return_inverse=True)[1].reshape(-1)
+    top = int(ranks.max()) + 1
+    rng = np.random.default_rng(seed)
+    # How often each rank occurs is all that the AUROC of a resample depends on.
+    shares = [np.bincount(side, minlength=top) / len(side) for side in (ranks[~labels], ranks[labels])]
+    sizes = [int((~labels).sum()), int(labels.sum())]
+    aurocs = np.empty(RESAMPLES)
+    for start in range(0, RESAMPLES, _RESAMPLES_AT_ONCE):
+        good, bad = (
+            rng.multinomial(size, share, size=_RESAMPLES_AT_ONCE) / size
+            for size, share in zip(sizes, shares, strict=True)
+        )  # (100, top) each
+        below = np.cumsum(good, 1) - good / 2  # a tie counts half
+        aurocs[start : start + _RESAMPLES_AT_ONCE] = (bad * below).sum(1)
+    low, high = np.quantile(aurocs, [0.025, 0.975])
+    return float(low), float(high)
 
 
 def _ranks(scores: NDArray[np.floating]) -> Tensor:

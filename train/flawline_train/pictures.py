@@ -21,6 +21,7 @@ from flawline_inspect.frame import (
     frame_for,
     read_picture,
 )
+from flawline_train.parts import PartGroups, group_by_name, group_near_duplicates
 
 __all__ = ["GoodPictures", "PictureFile", "load_good_pictures"]
 
@@ -54,6 +55,13 @@ class GoodPictures:
     """(file, reason) of what was there and could not be used."""
     sizes: Counter[tuple[int, int]]
     n_16_bit: int = 0
+    groups: PartGroups | None = None
+    """Which pictures show the same part; each its own where None."""
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The part's name for each of the n pictures."""
+        return tuple(file.file for file in self.files) if self.groups is None else self.groups.parts
 
     def notes(self) -> list[str]:
         """What the engineer should know of these pictures, a sentence each."""
@@ -70,23 +78,38 @@ class GoodPictures:
             out.append(
                 f"{self.n_16_bit} 16-bit pictures that use {self.spec.bit_depth} bits; scaled to 8 by that depth"
             )
+        out += self.groups.notes if self.groups is not None else ()
         if len(self.files) < 20:
             out.append(f"only {len(self.files)} good pictures; 20 to 100 make the threshold trustworthy")
         return out
 
     def split(self, rng: np.random.Generator) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-        """Indices to train on and to calibrate with; the latter are never shown to the optimiser."""
-        order = rng.permutation(len(self.files))
+        """Indices to train on and to calibrate with; the latter, and what shows the same parts, are never shown to the
+        optimiser.
+
+        A quarter of the parts is held out, at least 3: one at random from each of as many blocks of equal length in the order
+        of the files, so that a drift over the time of taking them is covered.
+        """
+        order = list(dict.fromkeys(self.parts))  # by first picture
         held_out = max(MIN_CALIBRATION, round(CALIBRATION_SHARE * len(order)))
-        return np.sort(order[held_out:]), np.sort(order[:held_out])
+        blocks = np.array_split(np.arange(len(order)), held_out)
+        chosen = {order[int(rng.choice(block))] for block in blocks}
+        calibration = np.array([part in chosen for part in self.parts])
+        return np.flatnonzero(~calibration), np.flatnonzero(calibration)
 
 
 def load_good_pictures(
-    folder: Path, *, size: int, roi: Roi | None = None, on_progress: Callable[[int, int], None] | None = None
+    folder: Path,
+    *,
+    size: int,
+    roi: Roi | None = None,
+    group: str | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> GoodPictures:
     """Read and fit all good pictures below `folder`; the frame's long side is `size`.
 
-    A file that cannot be read is skipped and named. Raises `InputError` when fewer than 8 pictures remain.
+    `group`: a regular expression that names the part of each picture by its path; near-duplicates are looked for without.
+    A file that cannot be read is skipped and named. Raises `InputError` when fewer than 8 pictures, or 4 parts, remain.
     """
     paths = find_pictures(folder)
     if not paths:
@@ -131,7 +154,13 @@ def load_good_pictures(
         frames[i], placements[file.wh] = fit_picture(read_picture(file.path), spec, roi)
         if on_progress is not None:
             on_progress(len(paths) + i + 1, len(paths) + len(files))
-    return GoodPictures(frames, tuple(files), spec, placements[usual_wh], tuple(skipped), sizes, n_16_bit)
+    placement, names = placements[usual_wh], [file.file for file in files]
+    groups = (
+        group_near_duplicates(names, [file.sha256 for file in files], frames, placement.content)
+        if group is None
+        else group_by_name(names, group)
+    )
+    return GoodPictures(frames, tuple(files), spec, placement, tuple(skipped), sizes, n_16_bit, groups)
 
 
 def _used_bits(brightest: int) -> int:

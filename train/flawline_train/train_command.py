@@ -5,11 +5,12 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Annotated
 
-from cyclopts import Parameter
+from cyclopts import Parameter, Token
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -20,9 +21,13 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from flawline_inspect.bundle import CalibrationSection
+from flawline_inspect.errors import InputError
 from flawline_inspect.frame import Roi
+from flawline_train.known_defects import DEFAULT_DEFECT_RATE, CostModel
+from flawline_train.promise import ThresholdChoice
 from flawline_train.training import (
-    DEFAULT_FALSE_REJECT,
+    DEFAULT_FALSE_REJECTS,
     DEFAULT_MINUTES,
     DEFAULT_SIZE,
     DEFAULT_WIDTH,
@@ -41,6 +46,25 @@ _STAGES = {
 }
 
 
+def _share(type_: object, tokens: Sequence[Token]) -> float:
+    """`0.5%` and `0.005` are the same share."""
+    text = tokens[0].value.strip()
+    number = text.removesuffix("%").strip()
+    try:
+        return float(number) / (100 if text.endswith("%") else 1)
+    except ValueError as exc:
+        raise ValueError(f"{text!r} is no share, expected a number such as 0.005 or 0.5%") from exc
+
+
+def _costs(false_reject: float | None, escape: float | None, defect_rate: float) -> CostModel | None:
+    if false_reject is None and escape is None:
+        return None
+    if false_reject is None or escape is None:
+        missing = "--cost-false-reject" if false_reject is None else "--cost-escape"
+        raise InputError(f"{missing} is missing; costs are compared, so give both, in the same unit")
+    return CostModel(false_reject, escape, defect_rate)
+
+
 def train_command(
     good_dir: Path,
     /,
@@ -53,7 +77,14 @@ def train_command(
     seed: int = 0,
     device: str = "auto",
     roi: Roi | None = None,
-    false_reject: float = DEFAULT_FALSE_REJECT,
+    false_rejects: Annotated[float, Parameter(converter=_share)] = DEFAULT_FALSE_REJECTS,
+    group: str | None = None,
+    keep_suspects: bool = False,
+    defects: Path | None = None,
+    cost_false_reject: float | None = None,
+    cost_escape: float | None = None,
+    defect_rate: Annotated[float, Parameter(converter=_share)] = DEFAULT_DEFECT_RATE,
+    threshold: ThresholdChoice = "promised",
     name: str | None = None,
 ) -> None:
     """Learn from pictures of good parts and write a bundle. The first Ctrl-C finishes with what has been learnt.
@@ -78,11 +109,27 @@ def train_command(
         auto, cpu, cuda or cuda:N.
     roi
         Region of interest: x y width height, in pixels of the pictures.
-    false_reject
-        Share of good parts that may be rejected; smaller lets more defects escape.
+    false_rejects
+        Share of good parts that may be rejected, such as 0.5% or 0.005; smaller lets more defects escape.
+    group
+        Regular expression on a picture's path that names its part (its first group, or the whole match): pictures of one
+        part are held out together and count once. Without it near-duplicates are found and counted once.
+    keep_suspects
+        Set the threshold with every held-out part, even one that stands far above all others.
+    defects
+        Folder of pictures of known defects, a sub-folder for each kind: never learnt from, but their escapes are reported.
+    cost_false_reject
+        What a rejected good part costs, in the unit of --cost-escape; with both, the cheapest threshold is reported.
+    cost_escape
+        What a defective part costs that passes.
+    defect_rate
+        Share of the line's parts that are defective, such as 1%, to weigh the two costs.
+    threshold
+        promised: by --false-rejects. cheapest: by the costs and the known defects.
     name
         The model's name in verdicts; the file's name when not given.
     """
+    costs = _costs(cost_false_reject, cost_escape, defect_rate)
     started = time.monotonic() - time.process_time()  # importing torch belongs to the minutes
     stop = threading.Event()
 
@@ -117,7 +164,12 @@ def train_command(
                 seed=seed,
                 device=device,
                 roi=roi,
-                false_reject=false_reject,
+                false_rejects=false_rejects,
+                group=group,
+                keep_suspects=keep_suspects,
+                defects=defects,
+                costs=costs,
+                threshold=threshold,
                 name=name,
                 on_progress=view.show,
                 should_stop=stop.is_set,
@@ -130,15 +182,42 @@ def train_command(
     for note in training.notes:
         console.print(f"note: {note}", style="yellow", markup=False)
     out_console = Console(highlight=False, soft_wrap=True)
-    estimate = ", an estimate" if calibration.basis == "log_normal" else ""
     out_console.print(
         f"{out}: {bundle.model_id}, {out.stat().st_size / 1e6:.1f} MB, {training.parameters / 1e6:.2f} M parameters, "
         f"{fit.steps} steps in {fit.seconds:.0f} s\n"
-        f"threshold {calibration.threshold:.4f} for {calibration.false_reject_target:.2%} false rejects{estimate}; "
-        f"{len(calibration.scores)} held-out good pictures scored up to {max(calibration.scores):.4f}\n"
+        f"{_threshold_lines(calibration)}\n"
         f"next: flawline check {out} PICTURES, or flawline eval {out} DATASET",
         markup=False,
     )
+
+
+def _threshold_lines(calibration: CalibrationSection) -> str:
+    """What the threshold promises, what is only estimated, and what known defects say of it."""
+    asked = (
+        "the cheapest"
+        if calibration.basis == "cheapest"
+        else f"for {calibration.false_reject_target:.2%} false rejects"
+    )
+    lines = [
+        f"threshold {calibration.threshold:.4f}, {asked}; {len(calibration.scores)} held-out good parts scored up to "
+        f"{max(calibration.scores):.4f}",
+        f"promised: at most {calibration.promised_false_reject_rate:.2%} false rejects, with {calibration.exceedances} of "
+        f"{len(calibration.scores)} held-out parts above the threshold (confidence {calibration.confidence:.0%})",
+        f"estimated: {calibration.estimated_false_reject_rate:.2%} false rejects",
+    ]
+    if calibration.defects is not None:
+        lines += [
+            f"known defects, {kind.kind}: {kind.escaped} of {kind.n} escape ({kind.escape_interval[0]:.1%} to "
+            f"{kind.escape_interval[1]:.1%} of such)"
+            for kind in calibration.defects.kinds
+        ]
+        costs = calibration.defects.costs
+        if costs is not None:
+            lines.append(
+                f"cheapest threshold by known defects and estimate: {costs.cheapest_threshold:.4f} at "
+                f"{costs.cheapest_cost_per_part:.4g} a part; {costs.cost_per_part:.4g} at {calibration.threshold:.4f}"
+            )
+    return "\n".join(lines)
 
 
 class _StageView:

@@ -17,7 +17,6 @@ import cv2
 import numpy as np
 import safetensors.torch
 import torch
-from numpy.typing import NDArray
 
 from flawline_inspect import __version__
 from flawline_inspect.bundle import MODEL, NAME_PATTERN, WEIGHTS, Bundle, save_bundle
@@ -28,7 +27,15 @@ from flawline_train.calibrate import Calibration, calibrate
 from flawline_train.fit import WARMUP_STEPS, Budget, FitProgress, FitResult, choose_device, fit
 from flawline_train.golden import PER_LABEL, choose_golden
 from flawline_train.graph import InspectionGraph, onnx_from_graph
+from flawline_train.known_defects import CostModel, find_defects, score_defects
 from flawline_train.pictures import GoodPictures, load_good_pictures
+from flawline_train.promise import (
+    ThresholdChoice,
+    apply_choice,
+    calibration_notes,
+    calibration_section,
+    promise_sentence,
+)
 
 __all__ = ["DEFAULT_MINUTES", "TrainProgress", "Training", "train"]
 
@@ -37,9 +44,7 @@ _log = logging.getLogger(__name__)
 DEFAULT_MINUTES = 5.0
 DEFAULT_SIZE = 128
 DEFAULT_WIDTH = 32
-DEFAULT_FALSE_REJECT = 0.01
-SUSPECT_FACTOR = 5.0
-"""A held-out good picture whose score is this many times the median is named: it may not be good."""
+DEFAULT_FALSE_REJECTS = 0.01
 _RESERVE_S = 14.0
 """Kept for export and writing, of `minutes`."""
 _RESERVE_PER_PICTURE_S = 0.04
@@ -86,7 +91,12 @@ def train(
     seed: int = 0,
     device: str = "auto",
     roi: Roi | None = None,
-    false_reject: float = DEFAULT_FALSE_REJECT,
+    false_rejects: float = DEFAULT_FALSE_REJECTS,
+    group: str | None = None,
+    keep_suspects: bool = False,
+    defects: Path | str | None = None,
+    costs: CostModel | None = None,
+    threshold: ThresholdChoice = "promised",
     name: str | None = None,
     on_progress: Callable[[TrainProgress], None] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
@@ -96,7 +106,10 @@ def train(
 
     `good`: a folder of pictures of good parts. `minutes` bounds the whole call (default 5), `steps` the optimiser's
     steps instead, which makes it reproducible. `size`: the frame's long side in pixels. `width`: channels of the
-    network. `false_reject`: share of good parts that may be rejected. `started`: moment of the monotonic clock from
+    network. `false_rejects`: share of good parts that may be rejected. `group`: a regular expression that names the part
+    of a picture by its path; near-duplicates are looked for without. `keep_suspects`: no held-out part is left out
+    of the threshold. `defects`: a folder of pictures of known defects, to report escapes; with `costs` the cheapest threshold
+    is reported too, and applied where `threshold` is "cheapest". `started`: moment of the monotonic clock from
     which `minutes` counts, if earlier than the call. An older bundle at `output` survives every failure.
     Raises `InputError` and what derives from it for anything that the caller can mend.
     """
@@ -111,9 +124,16 @@ def train(
         raise InputError(f"--minutes is {minutes}, expected at least 0.5; use --steps for a quick look")
     if not 4 <= width <= 256:
         raise InputError(f"--width is {width}, expected 4 to 256 channels")
-    if not 0 < false_reject < 1:
-        raise InputError(f"--false-reject is {false_reject}, expected a share between 0 and 1, such as 0.01")
+    if not 0 < false_rejects < 1:
+        raise InputError(f"--false-rejects is {false_rejects}, expected a share between 0 and 1, such as 0.01 or 1%")
+    if costs is not None and defects is None:
+        raise InputError(
+            "costs are given without --defects; give a folder of pictures of known defects to price escapes with"
+        )
+    if threshold == "cheapest" and costs is None:
+        raise InputError("--threshold cheapest needs --defects, --cost-false-reject and --cost-escape")
     _check_output(output)
+    defect_pictures = None if defects is None else find_defects(Path(defects), good)
     frame_for((size, size), size)  # before the pictures are read: raises for a size that no frame can have
     name = _default_name(output) if name is None else name
     if not re.fullmatch(NAME_PATTERN, name):
@@ -125,7 +145,9 @@ def train(
             on_progress(TrainProgress(stage, done / max(1, of)))
 
     before = time.monotonic()
-    pictures = load_good_pictures(good, size=size, roi=roi, on_progress=lambda done, of: report("read", done, of))
+    pictures = load_good_pictures(
+        good, size=size, roi=roi, group=group, on_progress=lambda done, of: report("read", done, of)
+    )
     reading_s = (time.monotonic() - before) / len(pictures.files)
     train_indices, held_out = pictures.split(np.random.default_rng(seed))
 
@@ -134,7 +156,7 @@ def train(
     budget = (
         Budget(steps=steps)
         if steps is not None
-        else Budget(until=_end_of_fit(started, minutes, len(pictures.files), reading_s))
+        else Budget(until=_end_of_fit(started, minutes, len(pictures.files) + len(defect_pictures or ()), reading_s))
     )
 
     def report_fit(progress: FitProgress) -> None:
@@ -158,7 +180,9 @@ def train(
         network,
         pictures.frames[held_out],
         pictures.placement,
-        false_reject_target=false_reject,
+        false_reject_target=false_rejects,
+        parts=[pictures.parts[i] for i in held_out],
+        keep_suspects=keep_suspects,
         on_progress=lambda done, of: report("calibrate", done, of),
     )
 
@@ -166,12 +190,13 @@ def train(
     graph = InspectionGraph(network.cpu(), calibration.error_map.cpu(), calibration.good, pictures.placement)
     model = onnx_from_graph(graph)
     report("write", 0, 1)
-    threshold = calibration.threshold
+    known = None if defect_pictures is None else score_defects(model, pictures.spec, defect_pictures)
+    calibration = apply_choice(calibration, known, costs, threshold)
     by_score = [int(held_out[i]) for i in np.argsort(calibration.scores)]
     golden = choose_golden(
         model,
         pictures.spec,
-        threshold.value,
+        calibration.threshold.value,
         [pictures.files[i].path for i in (*by_score, *map(int, train_indices))],
         np.random.default_rng((seed, 1)),
     )
@@ -196,13 +221,7 @@ def train(
             "roi": roi,
             "picture_wh": pictures.placement.picture_wh,
         },
-        "calibration": {
-            "scores": [float(score) for score in calibration.scores],
-            "threshold": threshold.value,
-            "basis": threshold.basis,
-            "false_reject_target": threshold.false_reject_target,
-            "promised_false_reject_rate": threshold.promised_false_reject_rate,
-        },
+        "calibration": calibration_section(calibration, known, costs),
         "data": _data_section(pictures, set(map(int, held_out))),
         "card": _model_card(good.name, pictures, calibration),
         "golden": golden.entries,
@@ -218,7 +237,8 @@ def train(
     }
     bundle = save_bundle(output, manifest, members)
     report("write", 1, 1)
-    notes = pictures.notes() + _suspects([pictures.files[i].file for i in held_out], calibration.scores)
+    notes = pictures.notes() + calibration_notes(calibration)
+    notes += [f"skipped {reason}" for reason in (known.skipped if known is not None else ())]
     for label in ("good", "damaged"):
         count = sum(entry["label"] == label for entry in golden.entries)
         if count < PER_LABEL:
@@ -226,17 +246,6 @@ def train(
                 f"only {count} of {PER_LABEL} {label} golden pictures keep 10 % distance from the threshold: the model separates badly"
             )
     return Training(bundle, result, notes, sum(parameter.numel() for parameter in network.parameters()))
-
-
-def _suspects(files: list[str], scores: NDArray[np.float32]) -> list[str]:
-    """A sentence for each held-out picture whose score stands far above the others': (n,) scores of n files."""
-    usual = float(np.median(scores))
-    return [
-        f"{file}: scores {score:.1f}, {score / usual:.0f} times the median of the held-out good pictures; is it good? The "
-        "threshold lets it pass, and with it every defect that is less unusual"
-        for file, score in zip(files, map(float, scores), strict=True)
-        if score > SUSPECT_FACTOR * usual
-    ]
 
 
 def _check_output(output: Path) -> None:
@@ -280,13 +289,8 @@ def _data_section(pictures: GoodPictures, held_out: set[int]) -> dict[str, Any]:
 
 
 def _model_card(folder: str, pictures: GoodPictures, calibration: Calibration) -> dict[str, str]:
-    n, threshold = len(pictures.files), calibration.threshold
+    n, held_out = len(pictures.files), len(calibration.scores)
     width, height = pictures.placement.picture_wh
-    beyond = (
-        f"the target of {threshold.false_reject_target:.2%} is extrapolated from them and only an estimate"
-        if threshold.basis == "log_normal"
-        else "the target lies within that promise"
-    )
     return {
         "intended_use": "Telling parts that look like the training pictures from parts that do not, under the same camera, light and pose.",
         "limits": (
@@ -294,9 +298,8 @@ def _model_card(folder: str, pictures: GoodPictures, calibration: Calibration) -
             "pictures; no defect was ever shown to it, so its escape rate is unknown until it is measured with `flawline eval`. "
             "It is no safety function (ISO 13849)."
         ),
-        "data": f"{n} pictures of good parts from {folder!r}, mostly {width}x{height} pixels, {threshold.n} of them held out to calibrate.",
+        "data": f"{n} pictures of good parts from {folder!r}, mostly {width}x{height} pixels, {held_out} of them held out to calibrate.",
         "who_may_be_wronged": (
-            f"Good parts unlike the training pictures are scrapped. {threshold.n} held-out pictures promise a false-reject rate of "
-            f"at most {threshold.promised_false_reject_rate:.1%} on average; {beyond}."
+            f"Good parts unlike the training pictures are scrapped. {promise_sentence(calibration)}"
         ),
     }
