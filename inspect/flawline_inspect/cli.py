@@ -117,7 +117,9 @@ _add(
 )  # fmt: skip
 app.command(_config)
 
-_EXTRA_MODULES = frozenset({"anomalib", "lightning", "onnx", "onnxscript", "safetensors", "torch", "torchmetrics"})
+_EXTRA_MODULES = frozenset(
+    {"anomalib", "lightning", "onnx", "onnxscript", "safetensors", "scipy", "torch", "torchmetrics"}
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
