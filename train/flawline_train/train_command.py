@@ -55,6 +55,7 @@ def train_command(
     roi: Roi | None = None,
     false_reject: float = DEFAULT_FALSE_REJECT,
     name: str | None = None,
+    report: Annotated[bool, Parameter(negative="--no-report")] = True,
 ) -> None:
     """Learn from pictures of good parts and write a bundle. The first Ctrl-C finishes with what has been learnt.
 
@@ -82,6 +83,8 @@ def train_command(
         Share of good parts that may be rejected; smaller lets more defects escape.
     name
         The model's name in verdicts; the file's name when not given.
+    report
+        Make the training report: one inside the bundle, and an interactive one beside it, such as part.report.html.
     """
     started = time.monotonic() - time.process_time()  # importing torch belongs to the minutes
     stop = threading.Event()
@@ -119,6 +122,7 @@ def train_command(
                 roi=roi,
                 false_reject=false_reject,
                 name=name,
+                report=report,
                 on_progress=view.show,
                 should_stop=stop.is_set,
                 started=started,
@@ -131,12 +135,13 @@ def train_command(
         console.print(f"note: {note}", style="yellow", markup=False)
     out_console = Console(highlight=False, soft_wrap=True)
     estimate = ", an estimate" if calibration.basis == "log_normal" else ""
+    look = f"open {training.report} in a browser, " if training.report is not None else ""
     out_console.print(
         f"{out}: {bundle.model_id}, {out.stat().st_size / 1e6:.1f} MB, {training.parameters / 1e6:.2f} M parameters, "
         f"{fit.steps} steps in {fit.seconds:.0f} s\n"
         f"threshold {calibration.threshold:.4f} for {calibration.false_reject_target:.2%} false rejects{estimate}; "
         f"{len(calibration.scores)} held-out good pictures scored up to {max(calibration.scores):.4f}\n"
-        f"next: flawline check {out} PICTURES, or flawline eval {out} DATASET",
+        f"next: {look}flawline check {out} PICTURES, or flawline eval {out} DATASET",
         markup=False,
     )
 

@@ -7,7 +7,7 @@ import platform
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -20,8 +20,9 @@ import torch
 from numpy.typing import NDArray
 
 from flawline_inspect import __version__
-from flawline_inspect.bundle import MODEL, NAME_PATTERN, WEIGHTS, Bundle, save_bundle
+from flawline_inspect.bundle import MODEL, NAME_PATTERN, REPORT, WEIGHTS, Bundle, save_bundle
 from flawline_inspect.errors import EXIT_INTERRUPTED, FlawlineError, InputError
+from flawline_inspect.files import write_atomic
 from flawline_inspect.frame import Roi, frame_for
 from flawline_train.autoencoders import FilteringAutoencoder
 from flawline_train.calibrate import Calibration, calibrate
@@ -29,6 +30,8 @@ from flawline_train.fit import WARMUP_STEPS, Budget, FitProgress, FitResult, cho
 from flawline_train.golden import PER_LABEL, choose_golden
 from flawline_train.graph import InspectionGraph, onnx_from_graph
 from flawline_train.pictures import GoodPictures, load_good_pictures
+from flawline_train.report import ReportData, interactive_html, report_path, static_html
+from flawline_train.report.collect import collect_training
 
 __all__ = ["DEFAULT_MINUTES", "TrainProgress", "Training", "train"]
 
@@ -67,12 +70,16 @@ class TrainProgress:
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """What `train` made: the verified bundle, how the fit went, and what the engineer should know."""
+    """What `train` made: the verified bundle, how the fit went, and what the engineer should know.
+
+    `report`: the interactive report beside the bundle; None where none was asked for or could be made.
+    """
 
     bundle: Bundle
     fit: FitResult
     notes: list[str]
     parameters: int
+    report: Path | None = None
 
 
 def train(
@@ -88,6 +95,7 @@ def train(
     roi: Roi | None = None,
     false_reject: float = DEFAULT_FALSE_REJECT,
     name: str | None = None,
+    report: bool = True,
     on_progress: Callable[[TrainProgress], None] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
     started: float | None = None,
@@ -96,8 +104,8 @@ def train(
 
     `good`: a folder of pictures of good parts. `minutes` bounds the whole call (default 5), `steps` the optimiser's
     steps instead, which makes it reproducible. `size`: the frame's long side in pixels. `width`: channels of the
-    network. `false_reject`: share of good parts that may be rejected. `started`: moment of the monotonic clock from
-    which `minutes` counts, if earlier than the call. An older bundle at `output` survives every failure.
+    network. `false_reject`: share of good parts that may be rejected. `report`: make the report too. `started`: moment of the
+    monotonic clock from which `minutes` counts, if earlier than the call. An older bundle at `output` survives every failure.
     Raises `InputError` and what derives from it for anything that the caller can mend.
     """
     started = time.monotonic() if started is None else started
@@ -120,12 +128,12 @@ def train(
         raise InputError(f"--name is {name!r}, expected 1 to 64 of A-Za-z0-9._- that begin with a letter or digit")
     torch_device = choose_device(device)
 
-    def report(stage: str, done: int, of: int) -> None:
+    def tell(stage: str, done: int, of: int) -> None:
         if on_progress is not None:
             on_progress(TrainProgress(stage, done / max(1, of)))
 
     before = time.monotonic()
-    pictures = load_good_pictures(good, size=size, roi=roi, on_progress=lambda done, of: report("read", done, of))
+    pictures = load_good_pictures(good, size=size, roi=roi, on_progress=lambda done, of: tell("read", done, of))
     reading_s = (time.monotonic() - before) / len(pictures.files)
     train_indices, held_out = pictures.split(np.random.default_rng(seed))
 
@@ -137,7 +145,10 @@ def train(
         else Budget(until=_end_of_fit(started, minutes, len(pictures.files), reading_s))
     )
 
+    losses: list[tuple[int, float]] = []
+
     def report_fit(progress: FitProgress) -> None:
+        losses.append((progress.step, progress.loss))
         if on_progress is not None:
             on_progress(TrainProgress("train", progress.share, progress.loss, progress.step))
 
@@ -159,13 +170,13 @@ def train(
         pictures.frames[held_out],
         pictures.placement,
         false_reject_target=false_reject,
-        on_progress=lambda done, of: report("calibrate", done, of),
+        on_progress=lambda done, of: tell("calibrate", done, of),
     )
 
-    report("export", 0, 1)
+    tell("export", 0, 1)
     graph = InspectionGraph(network.cpu(), calibration.error_map.cpu(), calibration.good, pictures.placement)
     model = onnx_from_graph(graph)
-    report("write", 0, 1)
+    tell("write", 0, 1)
     threshold = calibration.threshold
     by_score = [int(held_out[i]) for i in np.argsort(calibration.scores)]
     golden = choose_golden(
@@ -216,27 +227,59 @@ def train(
             "numpy": np.__version__,
         },
     }
-    bundle = save_bundle(output, manifest, members)
-    report("write", 1, 1)
-    notes = pictures.notes() + _suspects([pictures.files[i].file for i in held_out], calibration.scores)
+    suspects = _suspects([pictures.files[i].file for i in held_out], calibration.scores)
+    notes = [*pictures.notes(), *suspects.values()]
     for label in ("good", "damaged"):
         count = sum(entry["label"] == label for entry in golden.entries)
         if count < PER_LABEL:
             notes.append(
                 f"only {count} of {PER_LABEL} {label} golden pictures keep 10 % distance from the threshold: the model separates badly"
             )
-    return Training(bundle, result, notes, sum(parameter.numel() for parameter in network.parameters()))
+    data: ReportData | None = None
+    if report:
+        try:
+            data = collect_training(
+                manifest,
+                model,
+                graph,
+                pictures,
+                held_out,
+                calibration.good,
+                loss=losses,
+                suspects=suspects,
+                notes=notes,
+            )
+            members[REPORT] = static_html(data).encode()
+        except Exception as exc:  # whatever it is, it must not cost minutes of training
+            notes.append(_without_report(exc))
+    bundle = save_bundle(output, manifest, members)
+    page = None
+    if data is not None and REPORT in members:
+        try:
+            page = report_path(output)
+            named = replace(data, model_id=bundle.model_id, created=bundle.manifest.created)
+            write_atomic(page, interactive_html(named).encode())
+        except Exception as exc:
+            page = None
+            notes.append(_without_report(exc))
+    tell("write", 1, 1)
+    return Training(bundle, result, notes, sum(parameter.numel() for parameter in network.parameters()), page)
 
 
-def _suspects(files: list[str], scores: NDArray[np.float32]) -> list[str]:
-    """A sentence for each held-out picture whose score stands far above the others': (n,) scores of n files."""
+def _without_report(exc: Exception) -> str:
+    _log.debug("the report could not be made", exc_info=exc)
+    return f"the bundle is complete, but its report could not be made ({type(exc).__name__}: {exc})"
+
+
+def _suspects(files: list[str], scores: NDArray[np.float32]) -> dict[str, str]:
+    """By file, a sentence for each held-out picture whose score stands far above the others': (n,) scores of n files."""
     usual = float(np.median(scores))
-    return [
-        f"{file}: scores {score:.1f}, {score / usual:.0f} times the median of the held-out good pictures; is it good? The "
+    return {
+        file: f"{file}: scores {score:.1f}, {score / usual:.0f} times the median of the held-out good pictures; is it good? The "
         "threshold lets it pass, and with it every defect that is less unusual"
         for file, score in zip(files, map(float, scores), strict=True)
         if score > SUSPECT_FACTOR * usual
-    ]
+    }
 
 
 def _check_output(output: Path) -> None:
