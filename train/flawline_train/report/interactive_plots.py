@@ -20,6 +20,8 @@ __all__ = ["interactive_plots"]
 _INK, _GRID = "#75808B", "#8695A4"
 """Greys that can be read on white and on the dark page: a canvas does not follow the page's colours."""
 _MARKERS = {"o": "circle", "s": "square", "^": "triangle", "D": "diamond"}
+_ROOM = 1.6
+"""Multiple of the threshold that scores have to reach for its label to find room on the right."""
 # Bokeh escapes what it puts in for @name.
 _PICTURE_TOOLTIP = """
 <div style="display:flex;gap:10px;max-width:340px;font:13px system-ui,sans-serif">
@@ -82,12 +84,14 @@ def _scores(data: ReportData) -> Any:
             line_color=None,
         )
     plot.add_layout(Span(location=data.threshold, dimension="height", line_color=_INK, line_width=2))
+    at_the_edge = max(picture.score for picture in data.scored) < _ROOM * data.threshold
     plot.add_layout(
         Label(
             x=data.threshold,
             y=len(rows) - 0.45,
-            x_offset=5,
+            x_offset=-6 if at_the_edge else 6,
             y_offset=-14,
+            text_align="right" if at_the_edge else "left",
             text=f"threshold {data.threshold:.4g}",
             text_color=_INK,
             text_font_size="12px",

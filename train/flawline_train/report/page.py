@@ -93,7 +93,11 @@ def _groups(triples: Iterable[Triple]) -> list[tuple[str, str, list[Triple]]]:
     ordinary = min(ORDINARY_SHOWN, len(good) // 2)
     strong = min(STRONG_SHOWN, len(bad) // 2)
     groups = [
-        ("Good parts closest to rejection", "The highest scores of good pictures.", good[: len(good) - ordinary][:WORST_GOOD_SHOWN]),
+        (
+            "Good parts closest to rejection",
+            "The highest scores of good pictures.",
+            good[: len(good) - ordinary][:WORST_GOOD_SHOWN],
+        ),
         ("Defects closest to escaping", "The lowest scores of defective pictures.", bad[: len(bad) - strong]),
         ("Defects caught most clearly", "The highest scores of defective pictures.", bad[len(bad) - strong :][::-1]),
         ("Most ordinary good parts", "The lowest scores of good pictures.", good[len(good) - ordinary :][::-1]),

@@ -1,6 +1,7 @@
 """What both kinds of plots share: roles with their words, colours and markers, and where each dot lies.
 
-Colours are Okabe and Ito's (2008), which stay apart for colour-blind readers; markers say the same once more for print.
+Colours are Okabe and Ito's (2008), which stay apart for colour-blind readers, the blue a little lighter so that it is seen
+on a dark page too; markers say the same once more for print.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from flawline_train.report.data import ReportData, Role, ScoredPicture
 
 __all__ = ["BLUE", "LOOKS", "VERMILION", "Look", "Row", "is_logarithmic", "place_on_axis", "rows_of"]
 
-BLUE, SKY, GREEN, VERMILION, PURPLE, SLATE = "#0072B2", "#56B4E9", "#009E73", "#D55E00", "#CC79A7", "#8695A4"
+BLUE, SKY, GREEN, VERMILION, PURPLE, SLATE = "#2482BD", "#56B4E9", "#009E73", "#D55E00", "#CC79A7", "#8695A4"
 _JITTER = 0.30
 """Half the height of a row's cloud of dots, of the distance between rows."""
 _LOG_FROM = 8.0
