@@ -144,7 +144,7 @@ def pages() -> dict[str, Page]:
     [
         ("headline", ["4", "≤ 25 %", "only estimated", "1.0 %", "3 held-out", "plain", "32 × 32", "ab" * 32, "At most 30 %"]),
         ("detection", ["0.9870", "0.9760", "AUPRO 0.8000", "pixel AUROC 0.9000", "dent", "50 % escape", "25 % falsely"]),
-        ("pictures", [EVIL[0], "good/1.png", "dent/2.png", "score 9", "2.2 × threshold", "not OK", "expected"]),
+        ("pictures", [EVIL[0], "good/1.png", "dent/2.png", "score 9", "2.25 × threshold", "not OK", "expected"]),
         ("suspects", [EVIL[1], "it stands far above the others", "3.9"]),
         ("latent", ["62 % of it"]),
         ("variation", ["Mean good part", "all averaged"]),

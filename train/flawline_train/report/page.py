@@ -94,11 +94,15 @@ def _groups(triples: Iterable[Triple]) -> list[tuple[str, str, list[Triple]]]:
     strong = min(STRONG_SHOWN, len(bad) // 2)
     groups = [
         (
-            "Good parts closest to rejection",
+            "Good parts rejected or closest to it",
             "The highest scores of good pictures.",
             good[: len(good) - ordinary][:WORST_GOOD_SHOWN],
         ),
-        ("Defects closest to escaping", "The lowest scores of defective pictures.", bad[: len(bad) - strong]),
+        (
+            "Defects that escape or come closest to it",
+            "The lowest scores of defective pictures.",
+            bad[: len(bad) - strong],
+        ),
         ("Defects caught most clearly", "The highest scores of defective pictures.", bad[len(bad) - strong :][::-1]),
         ("Most ordinary good parts", "The lowest scores of good pictures.", good[len(good) - ordinary :][::-1]),
     ]
