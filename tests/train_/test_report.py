@@ -28,7 +28,7 @@ from flawline_inspect.frame import Placement
 from flawline_train import train, training
 from flawline_train.evaluate import evaluate
 from flawline_train.report import ReportData, interactive_html, report_of_manifest, report_path, static_html
-from flawline_train.report.collect import MIN_PICTURES, _flattened, _sample
+from flawline_train.report.collect import MIN_PICTURES, _flattened, _sample, collect_training, embed_frames
 from flawline_train.report.curves import pro_curve, roc_curve
 from flawline_train.report.data import Curves, DefectRow, Map, ScoredPicture, Suspect
 from flawline_train.report.facts import FACTS_ID, report_from_html
@@ -592,6 +592,33 @@ def test_a_suspect_is_shown_with_its_reason(case: Case, tmp_path: Path, monkeypa
     (found,) = [one for one in data.suspects if one.reason == reason]
     assert found.seen and found.heat and found.score in made.bundle.manifest.calibration.scores
     assert found.name in Page(made.bundle.member(REPORT).decode()).text("suspects")
+
+
+@pytest.mark.usefixtures("no_export")
+def test_test_pictures_of_a_training_are_on_the_map(
+    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Defects that are given with the training get curves, triples and places among the good pictures."""
+    given: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+    def keep(*positional: Any, **named: Any) -> ReportData:
+        given.append((positional, named))
+        return collect_training(*positional, **named)
+
+    monkeypatch.setattr(training, "collect_training", keep)
+    made = train(case.good, tmp_path / "part.flawline", **SMALL)
+    ((positional, named),) = given
+    network = positional[2].network
+    pictures = JudgedPictures(made.bundle.threshold, lambda frame: embed_frames(network, frame[None])[0])
+    result = evaluate(made.bundle, write_set(tmp_path / "set"), engine="onnxruntime", on_judged=pictures.add)
+    reference = part(7, (32, 32))
+    data = collect_training(*positional, **named, judged=(pictures, result), reference=reference, promises=["kept"])
+    assert data.curves is not None and data.curves.n_bad == 8
+    assert {one.role for one in data.scored} == {"train", "held_out", "test_good", "defect"}
+    assert all(one.place for one in data.scored) and len(data.scored) == 8 + 16
+    assert data.maps[-1].title == "Alignment reference" and data.maps[-1].picture == webp(reference)
+    page = Page(static_html(data))
+    assert "kept" in page.text("headline") and "Alignment reference" in page.text("variation")
 
 
 # Test pictures
