@@ -22,6 +22,8 @@ _SYSTEM_PROGRAMS = (
     "/sbin",
 )  # Debian puts mosquitto where no ordinary PATH looks
 
+_BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+
 
 def _unavailable(reason: str) -> NoReturn:
     if os.environ.get("CI", "").lower() not in ("", "0", "false"):
@@ -47,9 +49,18 @@ def _require_program(name: str) -> Path:
     return Path(found)
 
 
+def _require_browser() -> Path:
+    for name in _BROWSERS:
+        if found := shutil.which(name):
+            return Path(found)
+    _unavailable(f"no browser is installed ({', '.join(_BROWSERS)})")
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     for marker in item.iter_markers("needs_data"):
         _shared_data(*marker.args)
+    if item.get_closest_marker("needs_browser"):
+        _require_browser()
 
 
 @pytest.fixture(scope="session")
@@ -68,3 +79,9 @@ def shared_data() -> Callable[[str], Path]:
 def require_program() -> Callable[[str], Path]:
     """`require_program("mosquitto")` is the program's path."""
     return _require_program
+
+
+@pytest.fixture(scope="session")
+def require_browser() -> Callable[[], Path]:
+    """`require_browser()` is the path of Chromium or what is called otherwise and is the same."""
+    return _require_browser

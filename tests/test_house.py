@@ -32,7 +32,9 @@ ON_THE_STATION = ("flawline_inspect", "flawline_engines", "flawline_edge")
 NOT_ON_THE_STATION = frozenset(
     {
         "anomalib",
+        "bokeh",
         "lightning",
+        "matplotlib",
         "onnx",
         "onnxscript",
         "pytorch_lightning",

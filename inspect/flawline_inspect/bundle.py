@@ -1,6 +1,7 @@
 """The bundle: one `.flawline` file that travels from the engineer to the line.
 
-A zip of `manifest.json`, the graph (`model.onnx`), the weights to retrain from (`weights.safetensors`) and golden pictures.
+A zip of `manifest.json`, the graph (`model.onnx`), the weights to retrain from (`weights.safetensors`), golden pictures and
+the training report (`report.html`), a page that runs nothing.
 The manifest holds the SHA-256 of every other member, so whoever knows the manifest's hash knows the whole bundle; the
 first 8 hex digits of it are part of the model's id. No member is ever unpickled, and none is unpacked to disk.
 """
@@ -35,6 +36,7 @@ SUFFIX = ".flawline"
 MANIFEST = "manifest.json"
 MODEL = "model.onnx"
 WEIGHTS = "weights.safetensors"
+REPORT = "report.html"
 NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 ASPECT_TOLERANCE = 0.02
 MAX_MEMBERS = 512

@@ -8,12 +8,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from flawline_inspect.bundle import Bundle, CalibrationSection
+from flawline_inspect.bundle import REPORT, Bundle, CalibrationSection
+from flawline_inspect.errors import InputError
+from flawline_inspect.files import write_atomic
 
 __all__ = ["show", "verify"]
 
 
-def show(bundle: Path, /, *, json: bool = False) -> None:
+def show(bundle: Path, /, *, json: bool = False, report: Path | None = None) -> None:
     """Show what a bundle is: model, frame, threshold, what was promised, data, golden pictures, members.
 
     Parameters
@@ -22,8 +24,18 @@ def show(bundle: Path, /, *, json: bool = False) -> None:
         A .flawline file.
     json
         Print the manifest instead, as one JSON object.
+    report
+        Write the training report that the bundle carries to this file instead, to be opened in a browser.
     """
     opened = Bundle.open(bundle)
+    if report is not None:
+        page = opened.member(REPORT)
+        try:
+            write_atomic(report, page)
+        except OSError as exc:
+            raise InputError(f"{report}: the report cannot be written ({exc.strerror or exc})") from exc
+        print(f"{report}: report of {opened.model_id}, {len(page) / 1e6:.1f} MB; open it in a browser")
+        return
     if json:
         print(opened.manifest.model_dump_json())
         return

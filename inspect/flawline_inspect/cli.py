@@ -81,6 +81,11 @@ _add(
     "flawline eval part.flawline dataset/", "flawline eval part.flawline dataset/ --json",
 )  # fmt: skip
 _add(
+    app, "report", "flawline_train.report_command:report_command", _MODEL,
+    "Make the report of a bundle again, with what it does on a data set.",
+    "flawline report part.flawline", "flawline report part.flawline dataset/ -o part.report.html",
+)  # fmt: skip
+_add(
     app, "bench", "flawline_edge.bench_command:bench", _TOOLS,
     "Measure latency, throughput and what the daemon adds.",
     "flawline bench part.flawline", "flawline bench part.flawline --json --threads 1 --batches 1",
@@ -96,6 +101,7 @@ _add(
     _bundle, "show", "flawline_inspect.bundle_command:show", None,
     "Show what a bundle is, in a page.",
     "flawline bundle show part.flawline", "flawline bundle show part.flawline --json | jq .calibration",
+    "flawline bundle show part.flawline --report part.html",
 )  # fmt: skip
 _add(
     _bundle, "verify", "flawline_inspect.bundle_command:verify", None,
@@ -118,7 +124,19 @@ _add(
 app.command(_config)
 
 _EXTRA_MODULES = frozenset(
-    {"anomalib", "lightning", "onnx", "onnxscript", "safetensors", "scipy", "torch", "torchmetrics"}
+    {
+        "anomalib",
+        "bokeh",
+        "jinja2",
+        "lightning",
+        "matplotlib",
+        "onnx",
+        "onnxscript",
+        "safetensors",
+        "scipy",
+        "torch",
+        "torchmetrics",
+    }
 )
 
 

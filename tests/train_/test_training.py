@@ -424,6 +424,13 @@ def test_end_of_fit_leaves_a_reserve(
     assert end == pytest.approx(5000.0 + 60 * minutes - reserve)
 
 
+def test_a_report_is_given_time() -> None:
+    """Training ends that much earlier when a report is to follow."""
+    started = time.monotonic()
+    without, with_report = (training._end_of_fit(started, 10.0, 50, 0.01, report) for report in (False, True))
+    assert without - with_report == pytest.approx(training._RESERVE_REPORT_S)
+
+
 @pytest.mark.parametrize("late_s", [0.0, 1.0, 3600.0])
 def test_a_budget_used_up_by_reading_still_trains_a_second(late_s: float) -> None:
     """When nothing is left, a moment of training is better than none: an untrained network lets everything through."""

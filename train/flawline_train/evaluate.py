@@ -24,7 +24,7 @@ from flawline_inspect.frame import Placement, find_pictures, fit_picture, read_p
 from flawline_inspect.verdict import Result
 from flawline_train.binomial import interval
 
-__all__ = ["DefectKind", "Evaluation", "evaluate"]
+__all__ = ["DefectKind", "Evaluation", "Judged", "evaluate"]
 
 GOOD = "good"
 RESAMPLES = 2000
@@ -76,6 +76,25 @@ class Evaluation:
 
 
 @dataclass(frozen=True, slots=True)
+class Judged:
+    """A test picture with the graph's outputs for it, for whoever wants to look at more than the figures.
+
+    `frame` and `expected` (H, W, 3) BGR uint8, `heatmap` (H, W); `mask` (H, W) of 0 and 1, empty for good parts, None
+    where the defect has no mask or the set has none at all. `score` may be non-finite.
+    """
+
+    path: Path
+    kind: str
+    """`good`, or the defect."""
+    score: float
+    frame: NDArray[np.uint8]
+    heatmap: NDArray[np.float32]
+    expected: NDArray[np.uint8]
+    mask: NDArray[np.uint8] | None
+    placement: Placement
+
+
+@dataclass(frozen=True, slots=True)
 class _Sample:
     path: Path
     kind: str
@@ -89,8 +108,9 @@ def evaluate(
     engine: EngineKind = "auto",
     threads: int = 0,
     on_progress: Callable[[int, int], None] | None = None,
+    on_judged: Callable[[Judged], None] | None = None,
 ) -> Evaluation:
-    """Score every test picture at the bundle's own threshold.
+    """Score every test picture at the bundle's own threshold; `on_judged` gets each in turn.
 
     Unreadable pictures are skipped and named in `skipped`. Raises `InputError` when the layout is another, or
     when good or defective pictures are missing.
@@ -122,9 +142,14 @@ def evaluate(
             scores.append(float(result.scores[0]))
             rejected.append(decision.result is not Result.OK)
             kinds.append(sample.kind)
-            if has_masks and (mask is not None or sample.kind == GOOD):
+            if has_masks and mask is None and sample.kind == GOOD:
+                mask = np.zeros((spec.height, spec.width), np.uint8)
+            if mask is not None:
                 heatmaps.append(result.heatmaps[0])
-                masks.append(np.zeros((spec.height, spec.width), np.uint8) if mask is None else mask)
+                masks.append(mask)
+            if on_judged is not None:
+                found = (scores[-1], frame, result.heatmaps[0], result.expected[0])
+                on_judged(Judged(sample.path, sample.kind, *found, mask, placement))
 
     labels = np.array([kind != GOOD for kind in kinds])
     if labels.all() or not labels.any():

@@ -12,7 +12,14 @@ from flawline_train.calibrate import Calibration
 from flawline_train.known_defects import CostModel, DefectScores, cheapest_threshold
 from flawline_train.threshold import stands_out, threshold_at
 
-__all__ = ["ThresholdChoice", "apply_choice", "calibration_notes", "calibration_section", "promise_sentence"]
+__all__ = [
+    "ThresholdChoice",
+    "apply_choice",
+    "calibration_notes",
+    "calibration_section",
+    "promise_sentence",
+    "suspect_reasons",
+]
 
 ThresholdChoice = Literal["promised", "cheapest"]
 
@@ -88,8 +95,21 @@ def promise_sentence(calibration: Calibration) -> str:
 def calibration_notes(calibration: Calibration) -> list[str]:
     """What the engineer should know of the threshold, a sentence each."""
     threshold = calibration.threshold
+    notes = list(suspect_reasons(calibration).values())
+    if threshold.promised > threshold.target and threshold.basis != "cheapest":
+        needed = parts_needed(threshold.target)
+        notes.append(
+            f"with {threshold.n} held-out parts the best that can be promised is {upper_bound(0, threshold.n):.1%} false rejects; "
+            f"{needed} would allow the target of {threshold.target:.2%}, which is only estimated"
+        )
+    return notes
+
+
+def suspect_reasons(calibration: Calibration) -> dict[str, str]:
+    """By part, a sentence for each held-out part that stands far above the others."""
+    threshold = calibration.threshold
     median = float(np.median(calibration.part_scores))
-    notes = []
+    reasons: dict[str, str] = {}
     for i in _named(calibration):
         score = float(calibration.part_scores[i])
         times = f", {score / median:.0f} times the median of the held-out good parts" if median > 0 else ""
@@ -99,16 +119,10 @@ def calibration_notes(calibration: Calibration) -> list[str]:
             meaning = "it lies above the threshold and counts against the promise"
         else:
             meaning = "the threshold lets it pass, and with it every defect that is less unusual"
-        notes.append(
+        reasons[calibration.parts[i]] = (
             f"{calibration.parts[i]}: scores {score:.1f}{times}; is it good? {meaning[0].upper()}{meaning[1:]}"
         )
-    if threshold.promised > threshold.target and threshold.basis != "cheapest":
-        needed = parts_needed(threshold.target)
-        notes.append(
-            f"with {threshold.n} held-out parts the best that can be promised is {upper_bound(0, threshold.n):.1%} false rejects; "
-            f"{needed} would allow the target of {threshold.target:.2%}, which is only estimated"
-        )
-    return notes
+    return reasons
 
 
 def _named(calibration: Calibration) -> list[int]:

@@ -86,6 +86,7 @@ def train_command(
     defect_rate: Annotated[float, Parameter(converter=_share)] = DEFAULT_DEFECT_RATE,
     threshold: ThresholdChoice = "promised",
     name: str | None = None,
+    report: Annotated[bool, Parameter(negative="--no-report")] = True,
 ) -> None:
     """Learn from pictures of good parts and write a bundle. The first Ctrl-C finishes with what has been learnt.
 
@@ -128,6 +129,8 @@ def train_command(
         promised: by --false-rejects. cheapest: by the costs and the known defects.
     name
         The model's name in verdicts; the file's name when not given.
+    report
+        Make the training report: one inside the bundle, and an interactive one beside it, such as part.report.html.
     """
     costs = _costs(cost_false_reject, cost_escape, defect_rate)
     started = time.monotonic() - time.process_time()  # importing torch belongs to the minutes
@@ -171,6 +174,7 @@ def train_command(
                 costs=costs,
                 threshold=threshold,
                 name=name,
+                report=report,
                 on_progress=view.show,
                 should_stop=stop.is_set,
                 started=started,
@@ -182,11 +186,12 @@ def train_command(
     for note in training.notes:
         console.print(f"note: {note}", style="yellow", markup=False)
     out_console = Console(highlight=False, soft_wrap=True)
+    look = f"open {training.report} in a browser, " if training.report is not None else ""
     out_console.print(
         f"{out}: {bundle.model_id}, {out.stat().st_size / 1e6:.1f} MB, {training.parameters / 1e6:.2f} M parameters, "
         f"{fit.steps} steps in {fit.seconds:.0f} s\n"
         f"{_threshold_lines(calibration)}\n"
-        f"next: flawline check {out} PICTURES, or flawline eval {out} DATASET",
+        f"next: {look}flawline check {out} PICTURES, or flawline eval {out} DATASET",
         markup=False,
     )
 

@@ -7,7 +7,7 @@ import platform
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -19,8 +19,9 @@ import safetensors.torch
 import torch
 
 from flawline_inspect import __version__
-from flawline_inspect.bundle import MODEL, NAME_PATTERN, WEIGHTS, Bundle, save_bundle
+from flawline_inspect.bundle import MODEL, NAME_PATTERN, REPORT, WEIGHTS, Bundle, save_bundle
 from flawline_inspect.errors import EXIT_INTERRUPTED, FlawlineError, InputError
+from flawline_inspect.files import write_atomic
 from flawline_inspect.frame import Roi, frame_for
 from flawline_train.autoencoders import FilteringAutoencoder
 from flawline_train.calibrate import Calibration, calibrate
@@ -35,7 +36,10 @@ from flawline_train.promise import (
     calibration_notes,
     calibration_section,
     promise_sentence,
+    suspect_reasons,
 )
+from flawline_train.report import ReportData, interactive_html, report_path, static_html
+from flawline_train.report.collect import collect_training
 
 __all__ = ["DEFAULT_MINUTES", "TrainProgress", "Training", "train"]
 
@@ -50,6 +54,8 @@ _RESERVE_S = 14.0
 _RESERVE_PER_PICTURE_S = 0.04
 _RESERVE_PER_READING = 40.0
 """Golden pictures are read, damaged and written at camera size; all of it takes about this many times the reading of one."""
+_RESERVE_REPORT_S = 6.0
+"""Collecting and rendering take 5 to 6 s of one core for 300 pictures at 128 or 256 px and 2.3 M parameters."""
 _RESERVE_LIMIT = 0.5
 """At least half of the time that is left goes into training."""
 
@@ -72,12 +78,16 @@ class TrainProgress:
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """What `train` made: the verified bundle, how the fit went, and what the engineer should know."""
+    """What `train` made: the verified bundle, how the fit went, and what the engineer should know.
+
+    `report`: the interactive report beside the bundle; None where none was asked for or could be made.
+    """
 
     bundle: Bundle
     fit: FitResult
     notes: list[str]
     parameters: int
+    report: Path | None = None
 
 
 def train(
@@ -98,6 +108,7 @@ def train(
     costs: CostModel | None = None,
     threshold: ThresholdChoice = "promised",
     name: str | None = None,
+    report: bool = True,
     on_progress: Callable[[TrainProgress], None] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
     started: float | None = None,
@@ -109,7 +120,8 @@ def train(
     network. `false_rejects`: share of good parts that may be rejected. `group`: a regular expression that names the part
     of a picture by its path; near-duplicates are looked for without. `keep_suspects`: no held-out part is left out
     of the threshold. `defects`: a folder of pictures of known defects, to report escapes; with `costs` the cheapest threshold
-    is reported too, and applied where `threshold` is "cheapest". `started`: moment of the monotonic clock from
+    is reported too, and applied where `threshold` is "cheapest". `report`: make the report too.
+    `started`: moment of the monotonic clock from
     which `minutes` counts, if earlier than the call. An older bundle at `output` survives every failure.
     Raises `InputError` and what derives from it for anything that the caller can mend.
     """
@@ -140,13 +152,13 @@ def train(
         raise InputError(f"--name is {name!r}, expected 1 to 64 of A-Za-z0-9._- that begin with a letter or digit")
     torch_device = choose_device(device)
 
-    def report(stage: str, done: int, of: int) -> None:
+    def tell(stage: str, done: int, of: int) -> None:
         if on_progress is not None:
             on_progress(TrainProgress(stage, done / max(1, of)))
 
     before = time.monotonic()
     pictures = load_good_pictures(
-        good, size=size, roi=roi, group=group, on_progress=lambda done, of: report("read", done, of)
+        good, size=size, roi=roi, group=group, on_progress=lambda done, of: tell("read", done, of)
     )
     reading_s = (time.monotonic() - before) / len(pictures.files)
     train_indices, held_out = pictures.split(np.random.default_rng(seed))
@@ -156,10 +168,15 @@ def train(
     budget = (
         Budget(steps=steps)
         if steps is not None
-        else Budget(until=_end_of_fit(started, minutes, len(pictures.files) + len(defect_pictures or ()), reading_s))
+        else Budget(
+            until=_end_of_fit(started, minutes, len(pictures.files) + len(defect_pictures or ()), reading_s, report)
+        )
     )
 
+    losses: list[tuple[int, float]] = []
+
     def report_fit(progress: FitProgress) -> None:
+        losses.append((progress.step, progress.loss))
         if on_progress is not None:
             on_progress(TrainProgress("train", progress.share, progress.loss, progress.step))
 
@@ -183,13 +200,13 @@ def train(
         false_reject_target=false_rejects,
         parts=[pictures.parts[i] for i in held_out],
         keep_suspects=keep_suspects,
-        on_progress=lambda done, of: report("calibrate", done, of),
+        on_progress=lambda done, of: tell("calibrate", done, of),
     )
 
-    report("export", 0, 1)
+    tell("export", 0, 1)
     graph = InspectionGraph(network.cpu(), calibration.error_map.cpu(), calibration.good, pictures.placement)
     model = onnx_from_graph(graph)
-    report("write", 0, 1)
+    tell("write", 0, 1)
     known = None if defect_pictures is None else score_defects(model, pictures.spec, defect_pictures)
     calibration = apply_choice(calibration, known, costs, threshold)
     by_score = [int(held_out[i]) for i in np.argsort(calibration.scores)]
@@ -235,8 +252,7 @@ def train(
             "numpy": np.__version__,
         },
     }
-    bundle = save_bundle(output, manifest, members)
-    report("write", 1, 1)
+    suspects = suspect_reasons(calibration)
     notes = pictures.notes() + calibration_notes(calibration)
     notes += [f"skipped {reason}" for reason in (known.skipped if known is not None else ())]
     for label in ("good", "damaged"):
@@ -245,7 +261,44 @@ def train(
             notes.append(
                 f"only {count} of {PER_LABEL} {label} golden pictures keep 10 % distance from the threshold: the model separates badly"
             )
-    return Training(bundle, result, notes, sum(parameter.numel() for parameter in network.parameters()))
+    if report and steps is None and started + 60 * minutes - time.monotonic() < _RESERVE_REPORT_S / 2:
+        report = False
+        notes.append(f"no time was left for the report; `flawline report {output}` makes one")
+    data: ReportData | None = None
+    if report:
+        try:
+            data = collect_training(
+                manifest,
+                model,
+                graph,
+                pictures,
+                held_out,
+                calibration.scores,
+                calibration.good,
+                loss=losses,
+                suspects=suspects,
+                notes=notes,
+            )
+            members[REPORT] = static_html(data).encode()
+        except Exception as exc:  # whatever it is, it must not cost minutes of training
+            notes.append(_without_report(exc))
+    bundle = save_bundle(output, manifest, members)
+    page = None
+    if data is not None and REPORT in members:
+        try:
+            page = report_path(output)
+            named = replace(data, model_id=bundle.model_id, created=bundle.manifest.created)
+            write_atomic(page, interactive_html(named).encode())
+        except Exception as exc:
+            page = None
+            notes.append(_without_report(exc))
+    tell("write", 1, 1)
+    return Training(bundle, result, notes, sum(parameter.numel() for parameter in network.parameters()), page)
+
+
+def _without_report(exc: Exception) -> str:
+    _log.debug("the report could not be made", exc_info=exc)
+    return f"the bundle is complete, but its report could not be made ({type(exc).__name__}: {exc})"
 
 
 def _check_output(output: Path) -> None:
@@ -256,10 +309,11 @@ def _check_output(output: Path) -> None:
         raise InputError(f"{output.parent}: does not exist; make the folder first, or write the bundle elsewhere")
 
 
-def _end_of_fit(started: float, minutes: float, n_pictures: int, reading_s: float) -> float:
+def _end_of_fit(started: float, minutes: float, n_pictures: int, reading_s: float, report: bool = False) -> float:
     """The moment of the monotonic clock at which training has to end so that the whole takes `minutes`."""
     end, now = started + 60 * minutes, time.monotonic()
     wanted = _RESERVE_S + _RESERVE_PER_PICTURE_S * n_pictures + _RESERVE_PER_READING * reading_s
+    wanted += _RESERVE_REPORT_S * report
     reserve = min(wanted, _RESERVE_LIMIT * (end - now))
     return max(now + 1.0, end - reserve)
 
