@@ -21,6 +21,7 @@ from rich.progress import (
 )
 
 from flawline_inspect.frame import Roi
+from flawline_train.alignment import AlignChoice
 from flawline_train.training import (
     DEFAULT_FALSE_REJECT,
     DEFAULT_MINUTES,
@@ -53,6 +54,7 @@ def train_command(
     seed: int = 0,
     device: str = "auto",
     roi: Roi | None = None,
+    align: AlignChoice = "auto",
     false_reject: float = DEFAULT_FALSE_REJECT,
     name: str | None = None,
 ) -> None:
@@ -78,6 +80,9 @@ def train_command(
         auto, cpu, cuda or cuda:N.
     roi
         Region of interest: x y width height, in pixels of the pictures.
+    align
+        How parts that move are brought to one pose: none, shift, rotate (any angle, distance too), or auto, which
+        aligns only where it makes good parts look clearly more alike.
     false_reject
         Share of good parts that may be rejected; smaller lets more defects escape.
     name
@@ -117,6 +122,7 @@ def train_command(
                 seed=seed,
                 device=device,
                 roi=roi,
+                align=align,
                 false_reject=false_reject,
                 name=name,
                 on_progress=view.show,

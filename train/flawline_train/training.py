@@ -23,6 +23,7 @@ from flawline_inspect import __version__
 from flawline_inspect.bundle import MODEL, NAME_PATTERN, WEIGHTS, Bundle, save_bundle
 from flawline_inspect.errors import EXIT_INTERRUPTED, FlawlineError, InputError
 from flawline_inspect.frame import Roi, frame_for
+from flawline_train.alignment import AlignChoice, align_members
 from flawline_train.autoencoders import FilteringAutoencoder
 from flawline_train.calibrate import Calibration, calibrate
 from flawline_train.fit import WARMUP_STEPS, Budget, FitProgress, FitResult, choose_device, fit
@@ -86,6 +87,7 @@ def train(
     seed: int = 0,
     device: str = "auto",
     roi: Roi | None = None,
+    align: AlignChoice = "auto",
     false_reject: float = DEFAULT_FALSE_REJECT,
     name: str | None = None,
     on_progress: Callable[[TrainProgress], None] | None = None,
@@ -96,8 +98,9 @@ def train(
 
     `good`: a folder of pictures of good parts. `minutes` bounds the whole call (default 5), `steps` the optimiser's
     steps instead, which makes it reproducible. `size`: the frame's long side in pixels. `width`: channels of the
-    network. `false_reject`: share of good parts that may be rejected. `started`: moment of the monotonic clock from
-    which `minutes` counts, if earlier than the call. An older bundle at `output` survives every failure.
+    network. `align`: how parts that move are brought to one pose; see `flawline_train.alignment`. `false_reject`: share
+    of good parts that may be rejected. `started`: moment of the monotonic clock from which `minutes` counts, if earlier
+    than the call. An older bundle at `output` survives every failure.
     Raises `InputError` and what derives from it for anything that the caller can mend.
     """
     started = time.monotonic() if started is None else started
@@ -125,7 +128,9 @@ def train(
             on_progress(TrainProgress(stage, done / max(1, of)))
 
     before = time.monotonic()
-    pictures = load_good_pictures(good, size=size, roi=roi, on_progress=lambda done, of: report("read", done, of))
+    pictures = load_good_pictures(
+        good, size=size, roi=roi, align=align, on_progress=lambda done, of: report("read", done, of)
+    )
     reading_s = (time.monotonic() - before) / len(pictures.files)
     train_indices, held_out = pictures.split(np.random.default_rng(seed))
 
@@ -175,7 +180,8 @@ def train(
         [pictures.files[i].path for i in (*by_score, *map(int, train_indices))],
         np.random.default_rng((seed, 1)),
     )
-    members = {MODEL: model, WEIGHTS: _half_weights(network), **golden.members}
+    align_section, references = align_members(pictures.alignment)
+    members = {MODEL: model, WEIGHTS: _half_weights(network), **references, **golden.members}
     manifest = {
         "name": name,
         "created": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
@@ -195,6 +201,7 @@ def train(
             "bit_depth": pictures.spec.bit_depth,
             "roi": roi,
             "picture_wh": pictures.placement.picture_wh,
+            "align": align_section,
         },
         "calibration": {
             "scores": [float(score) for score in calibration.scores],
@@ -287,11 +294,17 @@ def _model_card(folder: str, pictures: GoodPictures, calibration: Calibration) -
         if threshold.basis == "log_normal"
         else "the target lies within that promise"
     )
+    turns = pictures.spec.alignment is not None and pictures.spec.alignment.motion.turns
+    pose = (
+        "may lie and be turned as in the training pictures"
+        if turns
+        else "are expected in the pose of the training pictures"
+    )
     return {
         "intended_use": "Telling parts that look like the training pictures from parts that do not, under the same camera, light and pose.",
         "limits": (
-            f"Sees what {pictures.spec.width}x{pictures.spec.height} pixels show; parts are expected in the pose of the training "
-            "pictures; no defect was ever shown to it, so its escape rate is unknown until it is measured with `flawline eval`. "
+            f"Sees what {pictures.spec.width}x{pictures.spec.height} pixels show; parts {pose}; "
+            "no defect was ever shown to it, so its escape rate is unknown until it is measured with `flawline eval`. "
             "It is no safety function (ISO 13849)."
         ),
         "data": f"{n} pictures of good parts from {folder!r}, mostly {width}x{height} pixels, {threshold.n} of them held out to calibrate.",
