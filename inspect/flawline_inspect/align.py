@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import cv2
@@ -32,9 +32,10 @@ CANVAS_SIDES = (192, 256)
 """The canvas's long side in pixels: coarse enough for milliseconds, fine enough for a tenth of a frame's pixel."""
 _SHIFT_REACH = 0.15
 """How far `shift` looks, as a share of the long side."""
+_RUNAWAY = 1.5  # times the reach, corners included
 _TURN_REACH = 0.12
 _FAR_REACH = 0.35
-_ANGLES = 4
+_ANGLES = 3
 _MANY_ANGLES = 24
 _SAME_SCALE = 0.04
 
@@ -139,12 +140,20 @@ class Alignment:
 
     def _shifted(self, canvas: NDArray[np.float32]) -> Match:
         middle = complex((canvas.shape[1] - 1) / 2, (canvas.shape[0] - 1) / 2)
+        start = Match(complex(self.scale), middle)
+        farthest = _SHIFT_REACH * max(canvas.shape)
         found = []
         for template in self._templates:
             blurred = template.blurred(canvas)
-            start = Match(complex(self.scale), middle, 0)
-            found.append(template.refine(blurred, [template.look_around(blurred[0], start, _SHIFT_REACH)]))
-        return max(found, key=lambda match: match.correlation)
+            match = template.refine(blurred, [template.look_around(blurred[0], start, _SHIFT_REACH)])
+            if abs(match.middle - middle) > _RUNAWAY * farthest:  # nothing looks like the reference: judge it as it lies
+                match = replace(
+                    start,
+                    correlation=template.fine.correlation(blurred[1], start),
+                    likeness=template.fine.likeness(blurred[1], start),
+                )
+            found.append(match)
+        return max(found, key=lambda match: match.likeness)
 
     def _turned(self, canvas: NDArray[np.float32]) -> Match:
         foreground = find_foreground(canvas)
@@ -173,9 +182,9 @@ class Alignment:
                 sizes = [lowest] if lowest == highest else [lowest, math.sqrt(lowest * highest), highest]
                 guesses = [(scale, angle) for scale in sizes for angle in steps]
                 again = self._best(template, blurred, foreground.centre, guesses, _FAR_REACH)
-                match = max(match, again, key=lambda match: match.correlation)
+                match = max(match, again, key=lambda match: match.likeness)
             matches.append(match)
-        return max(matches, key=lambda match: match.correlation)
+        return max(matches, key=lambda match: match.likeness)
 
     def _best(
         self,
@@ -188,14 +197,14 @@ class Alignment:
         candidates = []
         for scale, angle in guesses:
             turn = self.scale * scale * complex(math.cos(angle), math.sin(angle))
-            start = Match(turn, centre - turn * template.centre, 0)
+            start = Match(turn, centre - turn * template.centre)
             candidates.append(template.look_around(blurred[0], start, reach))
         match = template.refine(blurred, candidates)
         lowest, highest = self.motion.scales
         scale = abs(match.turn) / self.scale
         if not lowest <= scale <= highest:  # a part is as large as parts are; the rest is a defect
-            turn = match.turn * min(max(scale, lowest), highest) / scale
-            match = Match(turn, match.middle, template.fine.correlation(blurred[1], Match(turn, match.middle, 0)))
+            match = replace(match, turn=match.turn * min(max(scale, lowest), highest) / scale)
+            match = replace(match, correlation=template.fine.correlation(blurred[1], match))
         return match
 
 

@@ -16,6 +16,7 @@ __all__ = ["Foreground", "find_foreground"]
 
 _BORDER = 3
 _FIT_ROUNDS = 4
+_RIDGE = np.diag([1e-6, 1e-3, 1e-3])  # a border that shows too little of the background leaves the slopes open
 _OUTLIER = 2.5  # times the median deviation
 _CLOSING = np.ones((5, 5), np.uint8)
 
@@ -55,14 +56,16 @@ def find_foreground(grey: NDArray[np.float32]) -> Foreground | None:
 def _background(grey: NDArray[np.float32]) -> NDArray[np.float32]:
     """A plane through the brightness of the border's pixels, (h, w); those that lie far off it are left out."""
     height, width = grey.shape
-    y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j].astype(np.float32)
-    is_border = np.ones(grey.shape, np.bool_)
-    is_border[_BORDER:-_BORDER, _BORDER:-_BORDER] = False
-    values = grey[is_border]
-    design = np.stack([np.ones_like(values), x[is_border], y[is_border]], 1)
+    x, y = np.linspace(-1, 1, width, dtype=np.float32), np.linspace(-1, 1, height, dtype=np.float32)[:, None]
+    edges = [(slice(None, _BORDER), slice(None)), (slice(-_BORDER, None), slice(None))]
+    edges += [(slice(_BORDER, -_BORDER), slice(None, _BORDER)), (slice(_BORDER, -_BORDER), slice(-_BORDER, None))]
+    values, xs, ys = (
+        np.concatenate([np.broadcast_to(array, grey.shape)[edge].ravel() for edge in edges]) for array in (grey, x, y)
+    )
+    design = np.stack([np.ones_like(values), xs, ys])
     plane = np.array([np.median(values), 0, 0], np.float32)
     for _ in range(_FIT_ROUNDS):
-        off = np.abs(values - design @ plane)
-        near = off <= max(1.0, _OUTLIER * 1.4826 * float(np.median(off)))
-        plane = np.linalg.lstsq(design[near], values[near], rcond=None)[0].astype(np.float32)
+        off = np.abs(values - plane @ design)
+        near = design * (off <= max(1.0, _OUTLIER * 1.4826 * float(np.median(off))))
+        plane = np.linalg.solve((near @ design.T).astype(np.float64) + _RIDGE, near @ values).astype(np.float32)
     return np.asarray(plane[0] + plane[1] * x + plane[2] * y, np.float32)

@@ -13,7 +13,7 @@ and a gradient of light are solved for beside the pose, so that they cannot be m
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -32,15 +32,24 @@ _FINE_STEPS = 3
 _ROBUST_STEPS = 4
 _TOLERANCE = 0.25
 """A residual of this many of the template's standard deviations halves a pixel's influence, about."""
+_RUNAWAY = 0.05
+"""A correlation that falls by more in the refinement: it went astray."""
 _SMALL_STEP = 0.01
 """Pixels of the template; a smaller correction ends the refinement."""
 _ANGLES = 180
 _RADII = 32
+_SAME_ANGLE = math.cos(math.radians(10))
 _RINGS = np.exp(2j * np.pi * np.arange(_ANGLES) / _ANGLES)[:, None] * (np.arange(_RADII) + 0.5) / _RADII
 """(angles, radii): where the rings are sampled, from the centre, as a share of the radius."""
-_PEAK_DISTANCE = 12 * _ANGLES // 360
-_KEPT = 3
+_PEAK_WIDTH = 5  # of the angles, each way
+_KEPT = 4
 """Candidates that are refined coarsely."""
+_PLAY = 3
+"""How far a texture may be off, in its pixels, each of which is two of the template's."""
+_QUIET = 0.05
+"""Texture weaker than this share of the template's contrast is noise and is not raised."""
+_TEXTURE_SIGMA = 4.0
+"""Pixels of the template: what is finer counts as texture, by which candidates are told apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +68,13 @@ class Motion:
 class Match:
     """The template's pixel z (complex, from its middle) lies at `turn` z + `middle` in the picture.
 
-    `correlation`: normalised, -1 to 1, with the light's gradient taken out of both.
+    `correlation`: normalised, -1 to 1, with the light's gradient taken out of both. `likeness`: that of the fine texture.
     """
 
     turn: complex
     middle: complex
-    correlation: float
+    correlation: float = 0.0
+    likeness: float = 0.0
 
 
 class _Level:
@@ -75,7 +85,7 @@ class _Level:
         self.step = step
         self.wh = max(8, round(width / step)), max(8, round(height / step))
         self.sigma = 0.5 * step
-        self.picture = self.sample(_blurred(picture, self.sigma), Match(1, middle(picture), 0))
+        self.picture = self.sample(_blurred(picture, self.sigma), Match(1, middle(picture)))
         y, x = np.mgrid[: self.wh[1], : self.wh[0]].astype(np.float32)
         x, y = x - (self.wh[0] - 1) / 2, y - (self.wh[1] - 1) / 2
         self.length = max(self.wh) / 2
@@ -83,6 +93,7 @@ class _Level:
         self.light = np.linalg.qr(ramps.T)[0].T.astype(np.float32)  # (3, N), orthonormal
         self.residue = self._without_light(self.picture)
         self.spread = float(self.residue.std())
+        self.own_texture = _without_rings(self.texture(self.picture))
         gy, gx = np.gradient(self.picture)
         u, v = x / self.length, y / self.length
         movements = [gx, gy]
@@ -115,7 +126,7 @@ class _Level:
         """Gauss-Newton steps from `match`; ends early when they become small."""
         turn, at = match.turn, match.middle
         for _ in range(steps):
-            seen = self.sample(picture, Match(turn, at, 0)).ravel()
+            seen = self.sample(picture, Match(turn, at)).ravel()
             solution = self._solve(seen, robust)
             gain, dx, dy = solution[:3]
             if gain <= 0:
@@ -131,7 +142,7 @@ class _Level:
             turn, at = turn / change, at - turn * self.step * moved / change
             if max(abs(moved), abs(spin), abs(grow)) * self.step < _SMALL_STEP:
                 break
-        return Match(turn, at, self.correlation(picture, Match(turn, at, 0)))
+        return Match(turn, at)
 
     def _solve(self, seen: NDArray[np.float32], robust: bool) -> NDArray[np.float64]:
         solution = self.gram @ (self.design @ seen)
@@ -145,6 +156,30 @@ class _Level:
             )
         return np.asarray(solution, np.float64)
 
+    def better(self, picture: Picture, refined: Match, start: Match) -> Match:
+        """The refined match, or where it started when it ran away; robust refinement may agree a little less."""
+        new, old = self.correlation(picture, refined), self.correlation(picture, start)
+        return replace(refined, correlation=new) if new >= old - _RUNAWAY else replace(start, correlation=old)
+
+    def texture(self, sampled: Picture) -> Picture:
+        """What is fine, in units of how much of it there is thereabouts, at half the size: print and outlines, no shading."""
+        fine = sampled - _blurred(sampled, _TEXTURE_SIGMA)
+        amount = np.sqrt(_blurred(fine * fine, 2 * _TEXTURE_SIGMA))
+        texture = fine / (amount + _QUIET * self.spread)
+        half = max(4, self.wh[0] // 2), max(4, self.wh[1] // 2)
+        return np.asarray(cv2.resize(texture, half, interpolation=cv2.INTER_AREA), np.float32)
+
+    def likeness(self, picture: Picture, match: Match) -> float:
+        """The correlation of the textures: what tells a print from itself upside down, whatever light falls on it.
+
+        The best within a few pixels' shift: on a bent part the print is not where the outline says.
+        """
+        play = min(_PLAY, min(self.own_texture.shape) // 4)
+        height, width = self.own_texture.shape
+        inner = self.own_texture[play : height - play, play : width - play]
+        scores = cv2.matchTemplate(self.texture(self.sample(picture, match)), inner, cv2.TM_CCOEFF_NORMED)
+        return float(np.nan_to_num(scores, nan=-1.0, posinf=-1.0, neginf=-1.0).max())
+
     def correlation(self, picture: Picture, match: Match) -> float:
         seen = self._without_light(self.sample(picture, match))
         norms = float(np.linalg.norm(seen) * np.linalg.norm(self.residue))
@@ -157,6 +192,15 @@ class _Level:
 
 def _blurred(picture: Picture, sigma: float) -> Picture:
     return np.asarray(cv2.GaussianBlur(picture, (0, 0), sigma), np.float32)
+
+
+def _without_rings(picture: Picture) -> Picture:
+    """Less each ring's mean about the middle: what looks alike at any angle, such as a cap's rim, tells no angle."""
+    y, x = np.indices(picture.shape, np.float32)
+    centre = middle(picture)
+    rings = np.hypot(x - centre.real, y - centre.imag).round().astype(np.int64)
+    means = np.bincount(rings.ravel(), picture.ravel()) / np.maximum(1, np.bincount(rings.ravel()))
+    return np.asarray(picture - means[rings], np.float32)
 
 
 def middle(picture: NDArray[np.generic]) -> complex:
@@ -182,17 +226,17 @@ class Template:
         return _blurred(picture, self.coarse.sigma * self.scale), _blurred(picture, self.fine.sigma * self.scale)
 
     def angles(self, picture: Picture, centre: complex, scale: float, n: int) -> list[float]:
-        """The n angles in radians that look best for a part about `centre` of `picture`, best first."""
+        """The n angles in radians that look best for a part about `centre` of `picture`, and the best one's opposite."""
         rings = np.fft.rfft(self._rings(picture, centre, self.radius * self.scale * scale), axis=0)
         agreement = np.fft.irfft((rings * self._spectrum).sum(1), _ANGLES)
-        found = []
-        for _ in range(n):
-            best = int(agreement.argmax())
-            if agreement[best] == -np.inf:
-                break
-            found.append(2 * math.pi * best / _ANGLES)
-            agreement[np.arange(best - _PEAK_DISTANCE, best + _PEAK_DISTANCE + 1) % _ANGLES] = -np.inf
-        return found
+        around = np.stack([np.roll(agreement, shift) for shift in range(-_PEAK_WIDTH, _PEAK_WIDTH + 1)])
+        peaks = np.flatnonzero(agreement >= around.max(0))
+        best = [int(i) for i in peaks[np.argsort(-agreement[peaks], kind="stable")[:n]]]
+        # What is long, or printed across, looks nearly the same from behind, and its peak there may be a mere shoulder.
+        opposite = (best[0] + _ANGLES // 2) % _ANGLES
+        if all(min((opposite - i) % _ANGLES, (i - opposite) % _ANGLES) > _PEAK_WIDTH for i in best):
+            best.append(opposite)
+        return [2 * math.pi * i / _ANGLES for i in best]
 
     def _rings(self, picture: Picture, centre: complex, radius: float) -> Picture:
         """(angles, radii): brightness about `centre`, each ring less its mean, weighted with its length."""
@@ -215,8 +259,23 @@ class Template:
     def refine(self, blurred: tuple[Picture, Picture], candidates: list[Match]) -> Match:
         """The best of the candidates, to a fraction of a pixel."""
         coarse, fine = blurred
-        candidates = sorted(candidates, key=lambda match: -match.correlation)[:_KEPT]
-        refined = [self.coarse.refine(coarse, match, _COARSE_STEPS, robust=False) for match in candidates]
-        best = max(refined, key=lambda match: match.correlation)
-        best = self.fine.refine(fine, best, _FINE_STEPS, robust=False)
-        return self.fine.refine(fine, best, _ROBUST_STEPS, robust=True)
+        refined = [
+            self.coarse.better(coarse, self.coarse.refine(coarse, match, _COARSE_STEPS, robust=False), match)
+            for match in _different(candidates, _KEPT)
+        ]
+        start = max(refined, key=lambda match: self.fine.likeness(fine, match)) if len(refined) > 1 else refined[0]
+        best = self.fine.refine(fine, start, _FINE_STEPS, robust=False)
+        best = self.fine.refine(fine, best, _ROBUST_STEPS, robust=True)
+        best = self.fine.better(fine, best, start)
+        return replace(best, likeness=self.fine.likeness(fine, best))
+
+
+def _different(candidates: list[Match], n: int) -> list[Match]:
+    """The n best by correlation whose angles differ."""
+    kept: list[Match] = []
+    for match in sorted(candidates, key=lambda match: -match.correlation):
+        if len(kept) < n and all(
+            (match.turn / other.turn).real < _SAME_ANGLE * abs(match.turn / other.turn) for other in kept
+        ):
+            kept.append(match)
+    return kept

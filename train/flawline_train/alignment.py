@@ -49,6 +49,8 @@ _MIN_ODD = 3
 _ODD_SHARE = 0.06
 SHIFT_GAIN, ROTATE_GAIN = 0.75, 0.5
 """An alignment is worth it when it leaves at most this share of the disagreement that there is without it."""
+ALIKE = 0.15
+"""Where good parts still disagree more when they are aligned, there is no one look to align to: textures, mixed parts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +88,7 @@ def fit_alignment(canvases: Sequence[Canvas], choice: AlignChoice) -> FittedAlig
         return FittedAlignment(found[choice], disagreement)
     best = "none"
     for kind, gain in (("shift", SHIFT_GAIN), ("rotate", ROTATE_GAIN)):
-        if kind in found and disagreement[kind] <= gain * disagreement[best]:
+        if disagreement.get(kind, 1.0) <= ALIKE and disagreement[kind] <= gain * disagreement[best]:
             best = kind
     return FittedAlignment(found[best], disagreement)
 
@@ -359,12 +361,18 @@ def _bounded(alignment: Alignment, canvases: Sequence[Canvas]) -> Alignment:
     """The same with the bounds that these good parts allow, generously."""
     placed = _placed(canvases, alignment)
     correlations = [match.correlation for _, match in placed]
-    lowest = float(np.percentile(correlations, 2))
+    lowest, usual = float(np.percentile(correlations, 2)), float(np.median(correlations))
     inside = min(alignment.inside(match) for _, match in placed)
     contrast = 0.0
     if alignment.kind == "rotate":
         contrast = min(part.contrast for canvas, _ in placed if (part := find_foreground(canvas)) is not None)
-    bounds = Bounds(correlation=0.4 * lowest, doubt=lowest, contrast=0.25 * contrast, inside=0.75 * inside)
+    bounds = Bounds(
+        # Far below any defect: a cap with another print still agrees by more than half of what good ones do.
+        correlation=max(0.0, min(0.3 * lowest, lowest - 2 * (usual - lowest))),
+        doubt=max(0.0, lowest),
+        contrast=0.25 * contrast,
+        inside=0.5 * inside,
+    )
     return Alignment(
         alignment.kind,
         alignment.designs,
