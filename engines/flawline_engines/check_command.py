@@ -19,7 +19,7 @@ from rich.text import Text
 from flawline_engines.engine import EngineKind, Precision, open_engine
 from flawline_inspect.bundle import Bundle
 from flawline_inspect.decision import Decision, DecisionRule
-from flawline_inspect.errors import EXIT_DONE, EXIT_NOT_OK, InputError, PictureError
+from flawline_inspect.errors import EXIT_DONE, EXIT_NOT_OK, InputError, PictureError, PlacementError
 from flawline_inspect.files import write_atomic
 from flawline_inspect.frame import PICTURE_SUFFIXES, Roi, find_pictures, fit_picture, read_picture
 from flawline_inspect.overlay import rejection_picture
@@ -133,6 +133,8 @@ def check(
                             threshold=rule.threshold,
                         )
                         _save_picture(heatmaps / f"{i:05d}_{found.stem}_{decision.result.label}.png", shown)
+                except PlacementError as exc:
+                    decision, error = Decision.not_placed(), str(exc)
                 except PictureError as exc:
                     error = str(exc)
             results[decision.result] += 1
@@ -152,7 +154,11 @@ def check(
                     flush=True,
                 )
             else:
-                share = f"{decision.score / rule.threshold:.0%}" if decision.result is not Result.UNDEFINED else ""
+                share = (
+                    f"{decision.score / rule.threshold:.0%}"
+                    if not error and decision.result is not Result.UNDEFINED
+                    else ""
+                )
                 table.add_row(
                     Text(found.name),
                     Text(decision.result.label, style=_STYLES[decision.result]),

@@ -12,6 +12,7 @@ from flawline_inspect.errors import (
     FlawlineError,
     InputError,
     PictureError,
+    PlacementError,
 )
 from flawline_inspect.frame import FrameSpec, Placement, fit_picture, read_picture
 from flawline_inspect.overlay import heatmap_overlay, rejection_picture
@@ -37,6 +38,7 @@ __all__ = [
     "Manifest",
     "PictureError",
     "Placement",
+    "PlacementError",
     "Reason",
     "Result",
     "Verdict",

@@ -23,8 +23,9 @@ from typing import Annotated, Any, Literal
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from flawline_inspect.align import Alignment, Bounds, Design
 from flawline_inspect.errors import BundleError
 from flawline_inspect.files import write_atomic
 from flawline_inspect.frame import FRAME_MULTIPLE, FrameSpec
@@ -43,7 +44,9 @@ MAX_MEMBERS = 512
 MAX_MEMBER_BYTES = 1 << 30
 MAX_BUNDLE_BYTES = 2 << 30
 MAX_MANIFEST_BYTES = 64 << 20
-_MEMBER_NAME = re.compile(r"(golden/)?[A-Za-z0-9][A-Za-z0-9._-]*\Z")
+MAX_ALIGN_SIDE = 1024
+MAX_REFERENCES = 8
+_MEMBER_NAME = re.compile(r"((golden|align)/)?[A-Za-z0-9][A-Za-z0-9._-]*\Z")
 # What zipfile lets through for one bad byte or another; their texts may quote the file's bytes.
 _DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, ValueError, RuntimeError, EOFError, OSError)
 _MODEL_NAME_LENGTH = 11
@@ -59,6 +62,47 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
 
+class BoundsEntry(_Section):
+    """See `flawline_inspect.align.Bounds`."""
+
+    correlation: Annotated[float, Field(ge=-1, le=1)]
+    doubt: Annotated[float, Field(ge=-1, le=1)]
+    contrast: Annotated[float, Field(ge=0, le=255)]
+    inside: Annotated[float, Field(ge=0, le=1)]
+
+
+class ReferenceEntry(_Section):
+    """See `flawline_inspect.align.Design`; `member` is a grey PNG."""
+
+    member: str
+    centre: tuple[float, float]
+    area: Annotated[float, Field(ge=0)]
+
+
+class PlacingSection(_Section):
+    """How parts are found; see `flawline_inspect.align.Alignment`."""
+
+    canvas_wh: tuple[Annotated[int, Field(ge=8, le=MAX_ALIGN_SIDE)], Annotated[int, Field(ge=8, le=MAX_ALIGN_SIDE)]]
+    scale: Annotated[float, Field(ge=0.1, le=100)]
+    scales: tuple[Annotated[float, Field(ge=0.05, le=20)], Annotated[float, Field(ge=0.05, le=20)]]
+    bounds: BoundsEntry
+    references: Annotated[list[ReferenceEntry], Field(min_length=1, max_length=MAX_REFERENCES)]
+
+
+class AlignSection(_Section):
+    """Whether and how parts are aligned, and the figures that this was chosen by: see `flawline_train.alignment`."""
+
+    kind: Literal["none", "shift", "rotate"]
+    disagreement: dict[str, Annotated[float, Field(ge=0, le=2)]] = {}
+    placing: PlacingSection | None = None
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> AlignSection:
+        if (self.kind == "none") is not (self.placing is None):
+            raise ValueError(f"kind {self.kind} {'has' if self.placing else 'lacks'} the section placing")
+        return self
+
+
 class FrameSection(_Section):
     """The model's frame; see `flawline_inspect.frame`."""
 
@@ -68,6 +112,8 @@ class FrameSection(_Section):
     roi: tuple[int, int, int, int] | None = None
     picture_wh: tuple[int, int]
     """The usual size of the pictures that the model was trained on, in pixels."""
+    align: AlignSection | None = None
+    """None in bundles of before there was alignment."""
 
     @property
     def trained_wh(self) -> tuple[int, int]:
@@ -200,9 +246,8 @@ class Manifest(_Section):
     members: dict[str, MemberEntry]
 
     @property
-    def frame_spec(self) -> FrameSpec:
-        frame = self.frame
-        return FrameSpec(frame.width, frame.height, frame.bit_depth, frame.roi)
+    def placing(self) -> PlacingSection | None:
+        return None if self.frame.align is None else self.frame.align.placing
 
     @property
     def threshold(self) -> float:
@@ -223,13 +268,15 @@ class Bundle:
     """A verified bundle, held in memory as it lies in the file.
 
     Everything is checked on opening: size, member names, the manifest's schema, the SHA-256 of each member and that
-    the graph and the golden pictures it names are there. After that its content is trusted.
+    the graph, the references and the golden pictures it names are there. After that its content is trusted.
     """
 
     def __init__(self, data: bytes, source: str) -> None:
         self.source = source
         self._data = data
         self.manifest_bytes, self.manifest = _verify(data, source)
+        frame = self.manifest.frame
+        self.frame = FrameSpec(frame.width, frame.height, frame.bit_depth, frame.roi, self._alignment())
 
     @classmethod
     def open(cls, path: Path | str) -> Bundle:
@@ -251,10 +298,6 @@ class Bundle:
         return f"{self.manifest.name[:_MODEL_NAME_LENGTH]}-{hashlib.sha256(self.manifest_bytes).hexdigest()[:8]}"
 
     @property
-    def frame(self) -> FrameSpec:
-        return self.manifest.frame_spec
-
-    @property
     def threshold(self) -> float:
         return self.manifest.threshold
 
@@ -270,6 +313,35 @@ class Bundle:
         for entry in sorted(self.manifest.golden, key=lambda entry: entry.label != "good"):
             raw, fitted = (self._decode(name) for name in (entry.raw, entry.fitted))
             yield Golden(entry.label, entry.score, raw, fitted.astype(np.uint8, copy=False))
+
+    def _alignment(self) -> Alignment | None:
+        align, placing = self.manifest.frame.align, self.manifest.placing
+        if align is None or placing is None:
+            return None
+        designs = []
+        for entry in placing.references:
+            picture = self._decode(entry.member)
+            if (
+                picture.ndim != 2
+                or picture.dtype != np.uint8
+                or not 8 <= min(picture.shape) <= max(picture.shape) <= MAX_ALIGN_SIDE
+            ):
+                raise BundleError(
+                    f"{self.source}: {entry.member} is {picture.dtype} {picture.shape}, expected an 8-bit grey picture of "
+                    f"8 to {MAX_ALIGN_SIDE} pixels a side"
+                )
+            designs.append(Design(picture.astype(np.uint8, copy=False), complex(*entry.centre), entry.area))
+        if len({design.reference.shape for design in designs}) > 1:
+            raise BundleError(f"{self.source}: the references of its alignment differ in size")
+        bounds = placing.bounds
+        return Alignment(
+            "shift" if align.kind == "shift" else "rotate",
+            designs,
+            canvas_wh=placing.canvas_wh,
+            scale=placing.scale,
+            scales=placing.scales,
+            bounds=Bounds(bounds.correlation, bounds.doubt, bounds.contrast, bounds.inside),
+        )
 
     def _decode(self, name: str) -> NDArray[np.generic]:
         data = np.frombuffer(self.member(name), np.uint8)
@@ -318,6 +390,8 @@ def _verify(data: bytes, source: str) -> tuple[bytes, Manifest]:
             if hashlib.sha256(_read(archive, name, source)).hexdigest() != entry.sha256:
                 raise BundleError(f"{source}: member {name} is damaged or was tampered with (SHA-256 differs)")
         needed = {MODEL}.union(*({entry.raw, entry.fitted} for entry in manifest.golden))
+        if manifest.placing is not None:
+            needed |= {entry.member for entry in manifest.placing.references}
         for name in sorted(needed - listed):
             raise BundleError(f"{source}: member {name} is missing")
     return manifest_bytes, manifest

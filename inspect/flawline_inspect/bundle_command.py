@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from flawline_inspect.bundle import REPORT, Bundle, CalibrationSection
+from flawline_inspect.bundle import REPORT, AlignSection, Bundle, CalibrationSection
 from flawline_inspect.errors import InputError
 from flawline_inspect.files import write_atomic
 
@@ -52,6 +52,7 @@ def show(bundle: Path, /, *, json: bool = False, report: Path | None = None) -> 
         "model": f"{opened.model_id} (made {manifest.created} by flawline {manifest.versions.get('flawline', '?')})",
         "method": f"{manifest.method.name}: {parameters}",
         "frame": f"{frame.width} x {frame.height} px BGR, from pictures of {frame.picture_wh[0]} x {frame.picture_wh[1]}",
+        "alignment": _alignment(frame.align),
         "region": "whole picture" if frame.roi is None else f"x, y, width, height = {list(frame.roi)}",
         "threshold": f"{calibration.threshold:.4f}" + (", the cheapest" if calibration.basis == "cheapest" else ""),
         "promised": _promise(calibration),
@@ -106,6 +107,24 @@ def _what_else(calibration: CalibrationSection) -> dict[str, str]:
                 f"(false reject {costs.false_reject:g}, escape {costs.escape:g}, {costs.defect_rate:.2%} defective)"
             )
     return rows
+
+
+def _alignment(align: AlignSection | None) -> str:
+    """One line: the kind, how parts are found, and the figures that it was chosen by."""
+    if align is None:
+        return "none"
+    out: str = align.kind
+    if align.placing is not None:
+        low, high = align.placing.scales
+        size = f", {low:.2f} to {high:.2f} times its size" if low < high else ""
+        n = len(align.placing.references)
+        bounds = align.placing.bounds
+        out += (
+            f" to {n} reference{'s' * (n > 1)}{size}; not placed below a correlation of {bounds.correlation:.2f} "
+            f"(good parts: {bounds.doubt:.2f})"
+        )
+    figures = ", ".join(f"{kind} {value:.3f}" for kind, value in align.disagreement.items())
+    return f"{out}; good parts' disagreement: {figures}" if figures else out
 
 
 def verify(bundle: Path, /) -> None:

@@ -15,7 +15,7 @@ __all__ = ["Decision", "DecisionRule"]
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What became of one picture. `score` is 0 when the result is UNDEFINED."""
+    """What became of one picture. `score` is 0 when the result is UNDEFINED, and when the part was not found."""
 
     result: Result
     reason: Reason
@@ -24,6 +24,11 @@ class Decision:
     @classmethod
     def undefined(cls, reason: Reason) -> Decision:
         return cls(Result.UNDEFINED, reason, 0.0)
+
+    @classmethod
+    def not_placed(cls) -> Decision:
+        """For a picture in which the part is not found (`PlacementError`): nothing was judged."""
+        return cls(Result.NOT_DECIDABLE, Reason.HEALTH, 0.0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@
     ├── InputError            the user: a path, a picture, an option (exit code 2)
     │   ├── ConfigError       the user: config.yaml
     │   ├── PictureError      the user or the camera: a picture that cannot be read or fitted
+    │   │   └── PlacementError  the line: no part in the picture, or one that cannot be found in it
     │   └── BundleError       the engineer: a bundle that is missing, damaged or tampered with
     ├── CameraError           the electrician: a camera that is lost or silent (1; 2 when it was never there)
     ├── EngineError           the engineer: no engine, or one that fails (1)
@@ -23,6 +24,7 @@ __all__ = [
     "FlawlineError",
     "InputError",
     "PictureError",
+    "PlacementError",
 ]
 
 EXIT_DONE = 0
@@ -51,6 +53,10 @@ class ConfigError(InputError):
 
 class PictureError(InputError):
     """A picture cannot be read, or has a shape or type that cannot be inspected."""
+
+
+class PlacementError(PictureError):
+    """The part cannot be placed: it is not there, or nothing like the reference is. Not decidable, which is no verdict."""
 
 
 class BundleError(InputError):

@@ -1,7 +1,8 @@
 """From a camera picture to the model's frame, and the way back.
 
 Training, calibration, `flawline check` and the line all call `fit_picture`: what the network sees is made in one place.
-The order is: region of interest, 8-bit BGR, resize with the aspect ratio kept, replicate the border up to the frame.
+The order is: region of interest, 8-bit BGR, resize with the aspect ratio kept, replicate the border up to the frame. Where
+parts move (`flawline_inspect.align`), one warp brings the part to the reference's pose and the frame's size instead.
 
 Resizing is OpenCV's INTER_AREA on the CPU and not part of the graph: TensorRT has no antialiased Resize, and
 downsizing without antialiasing turns fine texture into noise that looks like defects.
@@ -17,6 +18,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from flawline_inspect.affine import Affine, composed, inverted, resizing, warp
+from flawline_inspect.align import Alignment, letterbox
 from flawline_inspect.errors import InputError, PictureError
 
 __all__ = [
@@ -72,6 +75,7 @@ class FrameSpec:
     height: int
     bit_depth: int = FULL_DEPTH
     roi: Roi | None = None
+    alignment: Alignment | None = None
 
     def __post_init__(self) -> None:
         for name, value in (("width", self.width), ("height", self.height)):
@@ -91,13 +95,30 @@ class Placement:
     roi: Roi
     content: Roi
     """The part of the frame that holds the picture, in frame pixels; the rest is replicated border."""
+    aligned: Affine | None = None
+    """From camera pixels to the frame's where the part was aligned; None where the picture was only resized."""
+
+    @property
+    def to_frame(self) -> Affine:
+        """The map from camera pixels to the frame's."""
+        if self.aligned is not None:
+            return self.aligned
+        (x, y, *roi_wh), (left, top, *content_wh) = self.roi, self.content
+        return composed(
+            resizing((roi_wh[0], roi_wh[1]), (content_wh[0], content_wh[1]), left, top), (1, 0, -x, 0, 1, -y)
+        )
 
     def heatmap_to_camera(self, heatmap: NDArray[np.float32]) -> NDArray[np.float32]:
-        """(H, W) in the frame → (picture height, picture width); 0 outside the region of interest."""
+        """(H, W) in the frame → (picture height, picture width); 0 outside the region of interest and the frame."""
         x, y, w, h = self.content
         roi_x, roi_y, roi_w, roi_h = self.roi
         width, height = self.picture_wh
         out = np.zeros((height, width), np.float32)
+        if self.aligned is not None:
+            out[roi_y : roi_y + roi_h, roi_x : roi_x + roi_w] = warp(
+                np.asarray(heatmap, np.float32), self._to_region(), (roi_w, roi_h), border=cv2.BORDER_CONSTANT
+            )
+            return out
         out[roi_y : roi_y + roi_h, roi_x : roi_x + roi_w] = cv2.resize(
             np.ascontiguousarray(heatmap[y : y + h, x : x + w], np.float32),
             (roi_w, roi_h),
@@ -106,9 +127,17 @@ class Placement:
         return out
 
     def picture_to_camera(self, frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """(H, W, 3) in the frame, such as `expected` → the region of interest's size, (roi height, roi width, 3)."""
+        """(H, W, 3) in the frame, such as `expected` → the region of interest's size, (roi height, roi width, 3).
+
+        What lies outside an aligned frame, which shows the part alone, gets the usual colour of the frame's border.
+        """
         x, y, w, h = self.content
         _, _, roi_w, roi_h = self.roi
+        if self.aligned is not None:
+            rim = np.concatenate([frame[0], frame[-1], frame[:, 0], frame[:, -1]])
+            background = tuple(float(channel) for channel in np.median(rim, 0))
+            aligned = warp(frame, self._to_region(), (roi_w, roi_h), border=cv2.BORDER_CONSTANT, value=background)
+            return np.asarray(aligned, np.uint8)
         crop = np.ascontiguousarray(frame[y : y + h, x : x + w])
         return cv2.resize(crop, (roi_w, roi_h), interpolation=cv2.INTER_LINEAR).astype(np.uint8, copy=False)
 
@@ -121,11 +150,19 @@ class Placement:
         x, y, w, h = self.content
         binary = (mask[roi_y : roi_y + roi_h, roi_x : roi_x + roi_w] > 0).astype(np.float32)
         # Averaged and cut at one half, so that an object keeps its area; tiny ones would vanish, so their peak stays.
-        small = cv2.resize(binary, (w, h), interpolation=cv2.INTER_AREA)
+        if self.aligned is not None:
+            to_frame = inverted(self._to_region())
+            small = warp(binary, to_frame, (frame_hw[1], frame_hw[0]), border=cv2.BORDER_CONSTANT)[y : y + h, x : x + w]
+        else:
+            small = np.asarray(cv2.resize(binary, (w, h), interpolation=cv2.INTER_AREA), np.float32)
         keep = small >= min(0.5, float(small.max())) if small.max() > 0 else small > 0
         out = np.zeros(frame_hw, np.uint8)
         out[y : y + h, x : x + w] = keep
         return out
+
+    def _to_region(self) -> Affine:
+        """From the frame to the region of interest's own pixels."""
+        return composed((1, 0, -self.roi[0], 0, 1, -self.roi[1]), inverted(self.to_frame))
 
 
 def frame_for(
@@ -149,7 +186,8 @@ def fit_picture(
 
     `picture`: (h, w), (h, w, 1), BGR (h, w, 3) or BGRA (h, w, 4); uint8, uint16 (`spec.bit_depth` bits used) or
     float in 0–1. `roi` overrides the frame's own. Returns the frame, (H, W, 3) BGR uint8, and its `Placement`.
-    Raises `PictureError` for other shapes and types and for a region of interest that leaves the picture.
+    Raises `PictureError` for other shapes and types and for a region of interest that leaves the picture, and where
+    parts are aligned its subclass `PlacementError` for a picture in which the part is not found.
     """
     if picture.ndim not in (2, 3) or (picture.ndim == 3 and picture.shape[2] not in (1, 3, 4)) or 0 in picture.shape:
         raise PictureError(f"picture has shape {picture.shape}, expected (h, w), (h, w, 3) BGR or (h, w, 4) BGRA")
@@ -160,13 +198,20 @@ def fit_picture(
         raise PictureError(f"region of interest {list(roi)} (x, y, width, height) leaves the {width}x{height} picture")
     bgr = bgr_8_bit(picture[y : y + h, x : x + w], spec.bit_depth)
 
+    if spec.alignment is not None:
+        frame_wh = (spec.width, spec.height)
+        to_frame = spec.alignment.place(bgr, frame_wh)
+        # What turns has no fixed edges; what is only shifted keeps those of the usual picture.
+        content = (0, 0, *frame_wh) if spec.alignment.motion.turns else letterbox((w, h), frame_wh)
+        aligned = composed(to_frame, (1, 0, -x, 0, 1, -y))
+        frame = warp(bgr, to_frame, frame_wh)
+        return frame, Placement((width, height), roi, content, aligned)
+
+    left, top, content_w, content_h = letterbox((w, h), (spec.width, spec.height))
     scale = min(spec.width / w, spec.height / h)
-    content_w = min(spec.width, max(1, round(w * scale)))
-    content_h = min(spec.height, max(1, round(h * scale)))
     if (content_w, content_h) != (w, h):
         interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
         bgr = np.asarray(cv2.resize(bgr, (content_w, content_h), interpolation=interpolation), np.uint8)
-    left, top = (spec.width - content_w) // 2, (spec.height - content_h) // 2
     right, bottom = spec.width - content_w - left, spec.height - content_h - top
     if left or top or right or bottom:
         bgr = np.asarray(cv2.copyMakeBorder(bgr, top, bottom, left, right, cv2.BORDER_REPLICATE), np.uint8)

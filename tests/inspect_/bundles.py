@@ -55,7 +55,14 @@ def small_manifest(**changes: Any) -> dict[str, Any]:
         "name": "bottle",
         "created": "2026-11-20T10:07:33Z",
         "method": {"name": "plain", "parameters": {"depth": 4}},
-        "frame": {"width": SIDE, "height": SIDE, "bit_depth": 16, "roi": None, "picture_wh": [SIDE, SIDE]},
+        "frame": {
+            "width": SIDE,
+            "height": SIDE,
+            "bit_depth": 16,
+            "roi": None,
+            "picture_wh": [SIDE, SIDE],
+            "align": None,
+        },
         "calibration": {
             "scores": [1.0, 2.0, 3.0],
             "threshold": THRESHOLD,

@@ -19,7 +19,7 @@ from torch import Tensor
 from flawline_engines import EngineKind, open_engine
 from flawline_inspect.bundle import Bundle
 from flawline_inspect.decision import DecisionRule
-from flawline_inspect.errors import InputError, PictureError
+from flawline_inspect.errors import InputError, PictureError, PlacementError
 from flawline_inspect.frame import Placement, find_pictures, fit_picture, read_picture
 from flawline_inspect.verdict import Result
 from flawline_train.binomial import interval
@@ -112,8 +112,8 @@ def evaluate(
 ) -> Evaluation:
     """Score every test picture at the bundle's own threshold; `on_judged` gets each in turn.
 
-    Unreadable pictures are skipped and named in `skipped`. Raises `InputError` when the layout is another, or
-    when good or defective pictures are missing.
+    Unreadable pictures are skipped and named in `skipped`; parts that cannot be placed are rejected, as on the
+    line. Raises `InputError` when the layout is another, or when good or defective pictures are missing.
     """
     bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     dataset = Path(dataset)
@@ -131,6 +131,12 @@ def evaluate(
             try:
                 frame, placement = fit_picture(read_picture(sample.path), spec)
                 mask = _mask_in_frame(sample.mask, placement, (spec.height, spec.width)) if sample.mask else None
+            except PlacementError:
+                # On the line it is NotDecidable, and not passed: rank it on top, like a score that is not finite.
+                scores.append(float("nan"))
+                rejected.append(True)
+                kinds.append(sample.kind)
+                continue
             except PictureError as exc:
                 skipped.append(str(exc))
                 continue

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flawline_engines.onnx_runtime import OnnxRuntimeEngine
+from flawline_inspect.errors import PlacementError
 from flawline_inspect.frame import FrameSpec, fit_picture, read_picture
 from flawline_train.corruption import corrupt
 
@@ -45,7 +46,10 @@ def choose_golden(
         for label, pictures in (("good", _good(paths)), ("damaged", _damaged(paths, spec.bit_depth, rng))):
             kept = 0
             for raw in pictures:
-                fitted, _ = fit_picture(raw, spec)
+                try:
+                    fitted, _ = fit_picture(raw, spec)
+                except PlacementError:  # the damage hides the part
+                    continue
                 score = float(engine.infer(fitted[None]).scores[0])
                 far = score <= threshold * (1 - MARGIN) if label == "good" else score >= threshold * (1 + MARGIN)
                 if not far:

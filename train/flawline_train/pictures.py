@@ -5,28 +5,34 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from flawline_inspect.errors import InputError, PictureError
+from flawline_inspect.align import canvas_of, canvas_wh_for
+from flawline_inspect.errors import InputError, PictureError, PlacementError
 from flawline_inspect.frame import (
     FrameSpec,
     Placement,
     Roi,
+    bgr_8_bit,
     find_pictures,
     fit_picture,
     frame_for,
     read_picture,
 )
+from flawline_train.alignment import MAX_CANVASES, AlignChoice, FittedAlignment, fit_alignment
 from flawline_train.parts import PartGroups, group_by_name, group_near_duplicates
 
 __all__ = ["GoodPictures", "PictureFile", "load_good_pictures"]
 
 MIN_PICTURES = 8
 """Fewer cannot be split into some to learn from and at least 3 to calibrate with."""
+
+_LOOK = 128
+"""Side of the small copies in which near-duplicates are looked for."""
 
 CALIBRATION_SHARE = 0.25
 MIN_CALIBRATION = 3
@@ -57,6 +63,8 @@ class GoodPictures:
     n_16_bit: int = 0
     groups: PartGroups | None = None
     """Which pictures show the same part; each its own where None."""
+    alignment: FittedAlignment | None = None
+    """What was chosen and why; None where nothing was asked for."""
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -66,6 +74,8 @@ class GoodPictures:
     def notes(self) -> list[str]:
         """What the engineer should know of these pictures, a sentence each."""
         out = [f"skipped {reason}" for _, reason in self.skipped]
+        if self.alignment is not None:
+            out.append(self.alignment.note())
         usual, count = self.sizes.most_common(1)[0]
         if len(self.sizes) > 1:
             others = ", ".join(f"{n} of {w}x{h}" for (w, h), n in self.sizes.most_common()[1:4])
@@ -104,12 +114,14 @@ def load_good_pictures(
     size: int,
     roi: Roi | None = None,
     group: str | None = None,
+    align: AlignChoice = "none",
     on_progress: Callable[[int, int], None] | None = None,
 ) -> GoodPictures:
     """Read and fit all good pictures below `folder`; the frame's long side is `size`.
 
     `group`: a regular expression that names the part of each picture by its path; near-duplicates are looked for without.
-    A file that cannot be read is skipped and named. Raises `InputError` when fewer than 8 pictures, or 4 parts, remain.
+    A file that cannot be read, and a picture whose part cannot be placed, is skipped and named. Raises `InputError` when
+    fewer than 8 pictures, or 4 parts, remain, or when the parts cannot be aligned as asked for.
     """
     paths = find_pictures(folder)
     if not paths:
@@ -121,6 +133,7 @@ def load_good_pictures(
     # to save the second reading is what makes training programs die on large sets.
     files: list[PictureFile] = []
     skipped: list[tuple[str, str]] = []
+    looks: dict[str, tuple[NDArray[np.uint8], Placement]] = {}
     brightest_16_bit = n_16_bit = 0
     for done, path in enumerate(paths, 1):
         name = path.relative_to(folder).as_posix()
@@ -130,14 +143,57 @@ def load_good_pictures(
                 brightest_16_bit = max(brightest_16_bit, int(picture.max()))
                 n_16_bit += 1
             wh = (picture.shape[1], picture.shape[0])
-            fit_picture(picture, FrameSpec(32, 32), roi)
+            look, looked = fit_picture(picture, FrameSpec(_LOOK, _LOOK), roi)
         except PictureError as exc:
             reason = str(exc)
             skipped.append((name, reason if name in reason else f"{name}: {reason}"))
         else:
             files.append(PictureFile(path, name, hashlib.sha256(path.read_bytes()).hexdigest(), wh))
+            looks[name] = (look, looked)
         if on_progress is not None:
             on_progress(done, 2 * len(paths))
+    _expect_enough(folder, files, skipped)
+
+    sizes = Counter(file.wh for file in files)
+    usual_wh = sizes.most_common(1)[0][0]
+    spec = frame_for(usual_wh, size, bit_depth=_used_bits(brightest_16_bit), roi=roi)
+    fitted = None if align == "none" else _fit_alignment(files, spec, usual_wh, align)
+    if fitted is not None and fitted.alignment is not None:
+        if fitted.alignment.motion.turns:
+            spec = replace(frame_for(fitted.alignment.reference_wh, size, bit_depth=spec.bit_depth), roi=roi)
+        spec = replace(spec, alignment=fitted.alignment)
+    frames = np.empty((len(files), spec.height, spec.width, 3), np.uint8)
+    placements: dict[tuple[int, int], Placement] = {}
+    kept: list[PictureFile] = []
+    for i, file in enumerate(files):
+        try:
+            frames[len(kept)], placements[file.wh] = fit_picture(read_picture(file.path), spec, roi)
+        except PlacementError as exc:
+            skipped.append((file.file, f"{file.file}: {exc}"))
+        else:
+            kept.append(file)
+        if on_progress is not None:
+            on_progress(len(paths) + i + 1, len(paths) + len(files))
+    _expect_enough(folder, kept, skipped)
+    placement = placements.get(usual_wh) or next(iter(placements.values()))
+    names = [file.file for file in kept]
+    # As they came and not aligned: that a part lies at the same angle twice is what tells frames of one part.
+    groups = (
+        group_near_duplicates(
+            names,
+            [file.sha256 for file in kept],
+            np.stack([looks[name][0] for name in names]),
+            next(looks[file.file][1] for file in kept if file.wh == usual_wh or file is kept[-1]).content,
+        )
+        if group is None
+        else group_by_name(names, group)
+    )
+    return GoodPictures(
+        frames[: len(kept)], tuple(kept), spec, placement, tuple(skipped), sizes, n_16_bit, groups, fitted
+    )
+
+
+def _expect_enough(folder: Path, files: list[PictureFile], skipped: list[tuple[str, str]]) -> None:
     if len(files) < MIN_PICTURES:
         also = f" ({len(skipped)} could not be used, the first: {skipped[0][1]})" if skipped else ""
         raise InputError(
@@ -145,22 +201,19 @@ def load_good_pictures(
             "needed, 20 to 100 are better"
         )
 
-    sizes = Counter(file.wh for file in files)
-    usual_wh = sizes.most_common(1)[0][0]
-    spec = frame_for(usual_wh, size, bit_depth=_used_bits(brightest_16_bit), roi=roi)
-    frames = np.empty((len(files), spec.height, spec.width, 3), np.uint8)
-    placements: dict[tuple[int, int], Placement] = {}
-    for i, file in enumerate(files):
-        frames[i], placements[file.wh] = fit_picture(read_picture(file.path), spec, roi)
-        if on_progress is not None:
-            on_progress(len(paths) + i + 1, len(paths) + len(files))
-    placement, names = placements[usual_wh], [file.file for file in files]
-    groups = (
-        group_near_duplicates(names, [file.sha256 for file in files], frames, placement.content)
-        if group is None
-        else group_by_name(names, group)
-    )
-    return GoodPictures(frames, tuple(files), spec, placement, tuple(skipped), sizes, n_16_bit, groups)
+
+def _fit_alignment(
+    files: list[PictureFile], spec: FrameSpec, usual_wh: tuple[int, int], choice: AlignChoice
+) -> FittedAlignment:
+    """From pictures that are spread over the whole set, read once more, as small grey copies."""
+    chosen = np.linspace(0, len(files) - 1, min(MAX_CANVASES, len(files))).round().astype(int)
+    canvas_wh = canvas_wh_for(spec.roi[2:] if spec.roi else usual_wh)
+    canvases = []
+    for i in chosen:
+        picture = read_picture(files[i].path)
+        x, y, w, h = spec.roi or (0, 0, picture.shape[1], picture.shape[0])
+        canvases.append(canvas_of(bgr_8_bit(picture[y : y + h, x : x + w], spec.bit_depth), canvas_wh)[0])
+    return fit_alignment(canvases, choice)
 
 
 def _used_bits(brightest: int) -> int:

@@ -24,6 +24,7 @@ from rich.progress import (
 from flawline_inspect.bundle import CalibrationSection
 from flawline_inspect.errors import InputError
 from flawline_inspect.frame import Roi
+from flawline_train.alignment import AlignChoice
 from flawline_train.known_defects import DEFAULT_DEFECT_RATE, CostModel
 from flawline_train.promise import ThresholdChoice
 from flawline_train.training import (
@@ -85,6 +86,7 @@ def train_command(
     cost_escape: float | None = None,
     defect_rate: Annotated[float, Parameter(converter=_share)] = DEFAULT_DEFECT_RATE,
     threshold: ThresholdChoice = "promised",
+    align: AlignChoice = "auto",
     name: str | None = None,
     report: Annotated[bool, Parameter(negative="--no-report")] = True,
 ) -> None:
@@ -127,6 +129,9 @@ def train_command(
         Share of the line's parts that are defective, such as 1%, to weigh the two costs.
     threshold
         promised: by --false-rejects. cheapest: by the costs and the known defects.
+    align
+        How parts that move are brought to one pose: none, shift, rotate (any angle, distance too), or auto, which
+        aligns only where it makes good parts look clearly more alike.
     name
         The model's name in verdicts; the file's name when not given.
     report
@@ -173,6 +178,7 @@ def train_command(
                 defects=defects,
                 costs=costs,
                 threshold=threshold,
+                align=align,
                 name=name,
                 report=report,
                 on_progress=view.show,

@@ -23,6 +23,7 @@ from flawline_inspect.bundle import MODEL, NAME_PATTERN, REPORT, WEIGHTS, Bundle
 from flawline_inspect.errors import EXIT_INTERRUPTED, FlawlineError, InputError
 from flawline_inspect.files import write_atomic
 from flawline_inspect.frame import Roi, frame_for
+from flawline_train.alignment import AlignChoice, align_members
 from flawline_train.autoencoders import FilteringAutoencoder
 from flawline_train.calibrate import Calibration, calibrate
 from flawline_train.fit import WARMUP_STEPS, Budget, FitProgress, FitResult, choose_device, fit
@@ -107,6 +108,7 @@ def train(
     defects: Path | str | None = None,
     costs: CostModel | None = None,
     threshold: ThresholdChoice = "promised",
+    align: AlignChoice = "auto",
     name: str | None = None,
     report: bool = True,
     on_progress: Callable[[TrainProgress], None] | None = None,
@@ -117,12 +119,12 @@ def train(
 
     `good`: a folder of pictures of good parts. `minutes` bounds the whole call (default 5), `steps` the optimiser's
     steps instead, which makes it reproducible. `size`: the frame's long side in pixels. `width`: channels of the
-    network. `false_rejects`: share of good parts that may be rejected. `group`: a regular expression that names the part
-    of a picture by its path; near-duplicates are looked for without. `keep_suspects`: no held-out part is left out
-    of the threshold. `defects`: a folder of pictures of known defects, to report escapes; with `costs` the cheapest threshold
-    is reported too, and applied where `threshold` is "cheapest". `report`: make the report too.
-    `started`: moment of the monotonic clock from
-    which `minutes` counts, if earlier than the call. An older bundle at `output` survives every failure.
+    network. `align`: how parts that move are brought to one pose; see `flawline_train.alignment`. `false_rejects`: share
+    of good parts that may be rejected. `group`: a regular expression that names the part of a picture by its path;
+    near-duplicates are looked for without. `keep_suspects`: no held-out part is left out of the threshold. `defects`: a
+    folder of pictures of known defects, to report escapes; with `costs` the cheapest threshold is reported too, and
+    applied where `threshold` is "cheapest". `report`: make the report too. `started`: moment of the monotonic clock
+    from which `minutes` counts, if earlier than the call. An older bundle at `output` survives every failure.
     Raises `InputError` and what derives from it for anything that the caller can mend.
     """
     started = time.monotonic() if started is None else started
@@ -158,7 +160,7 @@ def train(
 
     before = time.monotonic()
     pictures = load_good_pictures(
-        good, size=size, roi=roi, group=group, on_progress=lambda done, of: tell("read", done, of)
+        good, size=size, roi=roi, align=align, group=group, on_progress=lambda done, of: tell("read", done, of)
     )
     reading_s = (time.monotonic() - before) / len(pictures.files)
     train_indices, held_out = pictures.split(np.random.default_rng(seed))
@@ -217,7 +219,8 @@ def train(
         [pictures.files[i].path for i in (*by_score, *map(int, train_indices))],
         np.random.default_rng((seed, 1)),
     )
-    members = {MODEL: model, WEIGHTS: _half_weights(network), **golden.members}
+    align_section, references = align_members(pictures.alignment)
+    members = {MODEL: model, WEIGHTS: _half_weights(network), **references, **golden.members}
     manifest = {
         "name": name,
         "created": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
@@ -237,6 +240,7 @@ def train(
             "bit_depth": pictures.spec.bit_depth,
             "roi": roi,
             "picture_wh": pictures.placement.picture_wh,
+            "align": align_section,
         },
         "calibration": calibration_section(calibration, known, costs),
         "data": _data_section(pictures, set(map(int, held_out))),
@@ -345,11 +349,17 @@ def _data_section(pictures: GoodPictures, held_out: set[int]) -> dict[str, Any]:
 def _model_card(folder: str, pictures: GoodPictures, calibration: Calibration) -> dict[str, str]:
     n, held_out = len(pictures.files), len(calibration.scores)
     width, height = pictures.placement.picture_wh
+    turns = pictures.spec.alignment is not None and pictures.spec.alignment.motion.turns
+    pose = (
+        "may lie and be turned as in the training pictures"
+        if turns
+        else "are expected in the pose of the training pictures"
+    )
     return {
         "intended_use": "Telling parts that look like the training pictures from parts that do not, under the same camera, light and pose.",
         "limits": (
-            f"Sees what {pictures.spec.width}x{pictures.spec.height} pixels show; parts are expected in the pose of the training "
-            "pictures; no defect was ever shown to it, so its escape rate is unknown until it is measured with `flawline eval`. "
+            f"Sees what {pictures.spec.width}x{pictures.spec.height} pixels show; parts {pose}; "
+            "no defect was ever shown to it, so its escape rate is unknown until it is measured with `flawline eval`. "
             "It is no safety function (ISO 13849)."
         ),
         "data": f"{n} pictures of good parts from {folder!r}, mostly {width}x{height} pixels, {held_out} of them held out to calibrate.",
