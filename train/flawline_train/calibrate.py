@@ -18,7 +18,7 @@ from flawline_inspect.calibration import (
     threshold_from_scores,
 )
 from flawline_inspect.frame import Placement
-from flawline_train.graph import ErrorMap, top_pixels
+from flawline_train.graph import ERROR_CHANNELS, ErrorMap, top_pixels
 
 __all__ = ["Calibration", "calibrate"]
 
@@ -62,9 +62,11 @@ def calibrate(
     inside = errors[:, :, top : top + content_h, left : left + content_w]
     # Each error in units of its own typical spread over good parts, then with equal weight: a mixture is rarely the best
     # single error and never the worst.
-    typical = np.maximum(inside.std(0, ddof=1).mean((1, 2)), 1e-8)
-    error_map.weights.copy_(torch.from_numpy((1 / typical).astype(np.float32)))
-    combined = np.einsum("nchw,c->nhw", errors, 1 / typical).astype(np.float32)
+    weights = 1 / np.maximum(inside.std(0, ddof=1).mean((1, 2)), 1e-8)
+    preferred = getattr(network, "error_channels", None) or ERROR_CHANNELS
+    weights *= [channel in preferred for channel in ERROR_CHANNELS]
+    error_map.weights.copy_(torch.from_numpy(weights.astype(np.float32)))
+    combined = np.einsum("nchw,c->nhw", errors, weights).astype(np.float32)
 
     heatmaps = leave_one_out(combined)[:, top : top + content_h, left : left + content_w].reshape(len(frames), -1)
     scores = np.sort(heatmaps, 1)[:, -top_pixels(placement) :].mean(1, dtype=np.float32)

@@ -21,6 +21,7 @@ from rich.progress import (
 )
 
 from flawline_inspect.frame import Roi
+from flawline_train.autoencoders.methods import DEFAULT_METHOD, METHODS
 from flawline_train.training import (
     DEFAULT_FALSE_REJECT,
     DEFAULT_MINUTES,
@@ -39,6 +40,7 @@ _STAGES = {
     "export": "exporting the graph",
     "write": "writing the bundle",
 }
+_METHOD_HELP = "What kind of autoencoder.\n\n" + "\n".join(f"- {name}: {m.summary}" for name, m in METHODS.items())
 
 
 def train_command(
@@ -46,6 +48,7 @@ def train_command(
     /,
     *,
     out: Annotated[Path, Parameter(name=("--out", "-o"))],
+    method: Annotated[str, Parameter(help=_METHOD_HELP)] = DEFAULT_METHOD,
     minutes: float | None = None,
     steps: int | None = None,
     size: int = DEFAULT_SIZE,
@@ -110,6 +113,7 @@ def train_command(
             training = train(
                 good_dir,
                 out,
+                method=method,
                 minutes=minutes if steps is not None or minutes is not None else DEFAULT_MINUTES,
                 steps=steps,
                 size=size,

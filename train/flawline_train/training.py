@@ -23,7 +23,8 @@ from flawline_inspect import __version__
 from flawline_inspect.bundle import MODEL, NAME_PATTERN, WEIGHTS, Bundle, save_bundle
 from flawline_inspect.errors import EXIT_INTERRUPTED, FlawlineError, InputError
 from flawline_inspect.frame import Roi, frame_for
-from flawline_train.autoencoders import FilteringAutoencoder
+from flawline_train.autoencoders import Autoencoder
+from flawline_train.autoencoders.methods import DEFAULT_METHOD, build, settings_of
 from flawline_train.calibrate import Calibration, calibrate
 from flawline_train.fit import WARMUP_STEPS, Budget, FitProgress, FitResult, choose_device, fit
 from flawline_train.golden import PER_LABEL, choose_golden
@@ -79,6 +80,7 @@ def train(
     good: Path | str,
     output: Path | str,
     *,
+    method: str = DEFAULT_METHOD,
     minutes: float | None = None,
     steps: int | None = None,
     size: int = DEFAULT_SIZE,
@@ -94,10 +96,10 @@ def train(
 ) -> Training:
     """Learn what good parts look like and write the bundle.
 
-    `good`: a folder of pictures of good parts. `minutes` bounds the whole call (default 5), `steps` the optimiser's
-    steps instead, which makes it reproducible. `size`: the frame's long side in pixels. `width`: channels of the
-    network. `false_reject`: share of good parts that may be rejected. `started`: moment of the monotonic clock from
-    which `minutes` counts, if earlier than the call. An older bundle at `output` survives every failure.
+    `good`: a folder of pictures of good parts. `method`: one of `METHOD_NAMES`. `minutes` bounds the whole call (default 5),
+    `steps` the optimiser's steps instead, which makes it reproducible. `size`: the frame's long side in pixels. `width`:
+    channels of the network. `false_reject`: share of good parts that may be rejected. `started`: moment of the monotonic
+    clock from which `minutes` counts, if earlier than the call. An older bundle at `output` survives every failure.
     Raises `InputError` and what derives from it for anything that the caller can mend.
     """
     started = time.monotonic() if started is None else started
@@ -113,6 +115,7 @@ def train(
         raise InputError(f"--width is {width}, expected 4 to 256 channels")
     if not 0 < false_reject < 1:
         raise InputError(f"--false-reject is {false_reject}, expected a share between 0 and 1, such as 0.01")
+    settings = settings_of(method)  # raises for a method that does not exist
     _check_output(output)
     frame_for((size, size), size)  # before the pictures are read: raises for a size that no frame can have
     name = _default_name(output) if name is None else name
@@ -130,7 +133,7 @@ def train(
     train_indices, held_out = pictures.split(np.random.default_rng(seed))
 
     torch.manual_seed(seed)
-    network = FilteringAutoencoder(width)
+    network = build(method, width, (pictures.spec.height, pictures.spec.width))
     budget = (
         Budget(steps=steps)
         if steps is not None
@@ -180,8 +183,9 @@ def train(
         "name": name,
         "created": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "method": {
-            "name": "filtering",
+            "name": method,
             "parameters": {
+                **settings,
                 "width": width,
                 "steps": result.steps,
                 "seed": seed,
@@ -260,7 +264,7 @@ def _default_name(output: Path) -> str:
     return name or "model"
 
 
-def _half_weights(network: FilteringAutoencoder) -> bytes:
+def _half_weights(network: Autoencoder) -> bytes:
     """fp16 halves the file; retraining starts from these, inference never sees them."""
     state = {
         key: tensor.half().contiguous() if tensor.is_floating_point() else tensor.contiguous()
