@@ -18,6 +18,8 @@ __all__ = ["AttentionBottleneck", "Bottleneck", "GridBottleneck", "SparseBottlen
 VECTOR_CHANNELS = 16
 """Channels before a grid is flattened: the dense layers grow with the frame, and this keeps them small."""
 HEADS = 4
+THRESHOLD_SCALE = 10.0
+"""An optimiser that moves every parameter by a thousandth at each step would take thousands to silence a unit."""
 
 
 class Bottleneck(nn.Module, ABC):
@@ -89,7 +91,7 @@ class SparseBottleneck(GridBottleneck):
         self.threshold = nn.Parameter(torch.zeros(code_channels, 1, 1))
 
     def code(self, features: Tensor) -> Tensor:
-        return F.relu(self.normalise(self.squeeze(features)) - self.threshold)
+        return F.relu(self.normalise(self.squeeze(features)) - THRESHOLD_SCALE * self.threshold)
 
 
 class AttentionBottleneck(GridBottleneck):

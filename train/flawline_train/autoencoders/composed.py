@@ -64,7 +64,14 @@ class ComposedAutoencoder(Autoencoder):
     def objective(self, batch: Batch) -> Tensor:
         """`loss` without its bookkeeping, float32."""
         code = self.encode(batch.inputs)
-        return self.reconstruction_loss(self.decode(code), batch.target) + self.penalty(batch, code)
+        penalty = self.penalty(batch, code) * self.variation(batch.target)
+        return self.reconstruction_loss(self.decode(code), batch.target) + penalty
+
+    @torch.no_grad()
+    def variation(self, target: Tensor) -> Tensor:
+        """Squared error of the usual picture: what there is to be gained. Penalties are in this unit, so that one weight suits
+        parts that differ much and parts that hardly do."""
+        return (target - self.usual).square().mean()
 
     @torch.no_grad()
     def _follow(self, target: Tensor) -> None:
@@ -76,7 +83,7 @@ class ComposedAutoencoder(Autoencoder):
         return (output - target).square().mean()
 
     def penalty(self, batch: Batch, code: Tensor) -> Tensor:
-        """On the code of `batch.inputs`; a float32 scalar. Default: none."""
+        """On the code of `batch.inputs`, in units of the `variation`; a float32 scalar. Default: none."""
         return torch.zeros((), device=code.device)
 
     def embed(self, x: Tensor) -> Tensor:

@@ -22,7 +22,9 @@ from flawline_train.autoencoders.composed import GenerativeAutoencoder
 __all__ = ["HierarchicalAutoencoder", "VectorQuantizedAutoencoder"]
 
 COMMITMENT = 0.25
-"""Weight of the pull of the encoder towards the codes, as in the paper."""
+"""Weight of the pull of the encoder towards the codes, in units of the pictures' variation, as in the paper."""
+CONTINUOUS_SHARE = 0.2
+"""Of the training, before vectors are replaced by codes."""
 DEPTH = 2
 """Halvings after the entrance: the (lower) grid of codes has an eighth of the resolution."""
 TOP_ALONE = 0.125
@@ -39,7 +41,8 @@ class QuantizedBottleneck(Bottleneck):
     def __init__(self, channels: int, grid_hw: tuple[int, int], codes: int, dimension: int) -> None:
         super().__init__()
         self.code_shape = (dimension, *grid_hw)
-        self.squeeze = nn.Conv2d(channels, dimension, 1)
+        # Normalised, so that the encoder cannot run away from the codes (Lancucki et al. 2020, arXiv 2005.08520).
+        self.squeeze = nn.Sequential(nn.Conv2d(channels, dimension, 1), nn.BatchNorm2d(dimension, affine=False))
         self.codebook = Codebook(codes, dimension)
         self.widen = nn.Conv2d(dimension, channels, 1)
 
@@ -52,11 +55,17 @@ class QuantizedBottleneck(Bottleneck):
         out: Tensor = self.widen(self.codebook(code))
         return out
 
-    def learn(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """One training step: the widened codes with the gradient passed straight through, and the commitment loss."""
+    def learn(self, features: Tensor, share: float) -> tuple[Tensor, Tensor]:
+        """One training step at `share` of it: the widened codes with the gradient passed straight through, and the commitment.
+
+        At first the vectors pass as they are while the codebook already follows them: an encoder that has learnt nothing
+        has few different things to say, and would go on with those.
+        """
         vectors = self.code(features).float()
         if self.training:
             self.codebook.learn(vectors.detach())
+        if share < CONTINUOUS_SHARE:
+            return self.widen(vectors), vectors.new_zeros(())
         nearest = self.codebook(vectors)
         straight = vectors + (nearest - vectors).detach()
         return self.widen(straight), COMMITMENT * (vectors - nearest.detach()).square().mean()
@@ -73,8 +82,10 @@ class VectorQuantizedAutoencoder(GenerativeAutoencoder):
         super().__init__(encoder, bottleneck, Decoder(width, DEPTH), frame_hw)
 
     def objective(self, batch: Batch) -> Tensor:
-        features, commitment = self.bottleneck.learn(self.encoder(batch.inputs))
-        return self.reconstruction_loss(self.complete(features), batch.target) + commitment
+        features, commitment = self.bottleneck.learn(self.encoder(batch.inputs), batch.share)
+        return self.reconstruction_loss(self.complete(features), batch.target) + commitment * self.variation(
+            batch.target
+        )
 
     def indices(self, x: Tensor) -> Tensor:
         """(B, 3, H, W) → the codes' numbers, (B, H / 8, W / 8) int64."""
@@ -84,7 +95,8 @@ class VectorQuantizedAutoencoder(GenerativeAutoencoder):
 class TwoLevelBottleneck(Bottleneck):
     """(B, C, h, w) → codes at (h / 2, w / 2) for what is coarse, and at (h, w) for what these leave open.
 
-    The code is both levels' vectors, flattened and joined, top first.
+    The code is both levels' vectors, flattened and joined, top first. Other than in the paper the lower level does not see the
+    upper one's codes: what the two have to share they learn through the decoder, which gets the sum, and few parts suffice.
     """
 
     def __init__(self, channels: int, grid_hw: tuple[int, int], codes: int, dimension: int) -> None:
@@ -92,18 +104,13 @@ class TwoLevelBottleneck(Bottleneck):
         top_hw = _grid_hw(grid_hw, 2)
         self.rise = nn.Sequential(convolution(channels, channels, stride=2), Residual(channels))
         self.top = QuantizedBottleneck(channels, top_hw, codes, dimension)
-        self.sink = nn.Sequential(
-            Residual(channels), nn.Upsample(scale_factor=2.0, mode="nearest"), convolution(channels, channels)
-        )
-        self.join = convolution(2 * channels, channels)
+        self.sink = nn.Sequential(nn.Upsample(scale_factor=2.0, mode="nearest"), convolution(channels, channels))
         self.bottom = QuantizedBottleneck(channels, grid_hw, codes, dimension)
         self.top_numbers = math.prod(self.top.code_shape)
         self.code_shape = (self.top_numbers + math.prod(self.bottom.code_shape),)
 
     def code(self, features: Tensor) -> Tensor:
-        top = self.top.code(self.rise(features))
-        coarse = self.sink(self.top.expand(top))
-        bottom = self.bottom.code(self.join(torch.cat([features, coarse], 1)))
+        top, bottom = self.top.code(self.rise(features)), self.bottom.code(features)
         return torch.cat([top.flatten(1), bottom.flatten(1)], 1)
 
     def expand(self, code: Tensor) -> Tensor:
@@ -118,13 +125,12 @@ class TwoLevelBottleneck(Bottleneck):
             code[:, self.top_numbers :].reshape(-1, *self.bottom.code_shape),
         )
 
-    def learn(self, features: Tensor) -> tuple[Tensor, Tensor]:
+    def learn(self, features: Tensor, share: float) -> tuple[Tensor, Tensor]:
         """As `QuantizedBottleneck.learn`; some pictures go without the lower codes, or the top would be left unused."""
-        top, top_commitment = self.top.learn(self.rise(features))
-        coarse = self.sink(top)
-        bottom, bottom_commitment = self.bottom.learn(self.join(torch.cat([features, coarse], 1)))
+        top, top_commitment = self.top.learn(self.rise(features), share)
+        bottom, bottom_commitment = self.bottom.learn(features, share)
         kept = torch.rand((len(features), 1, 1, 1), device=features.device) >= TOP_ALONE
-        return coarse + bottom * kept, top_commitment + bottom_commitment
+        return self.sink(top) + bottom * kept, top_commitment + bottom_commitment
 
 
 class HierarchicalAutoencoder(GenerativeAutoencoder):
@@ -138,8 +144,10 @@ class HierarchicalAutoencoder(GenerativeAutoencoder):
         super().__init__(encoder, bottleneck, Decoder(width, DEPTH), frame_hw)
 
     def objective(self, batch: Batch) -> Tensor:
-        features, commitment = self.bottleneck.learn(self.encoder(batch.inputs))
-        return self.reconstruction_loss(self.complete(features), batch.target) + commitment
+        features, commitment = self.bottleneck.learn(self.encoder(batch.inputs), batch.share)
+        return self.reconstruction_loss(self.complete(features), batch.target) + commitment * self.variation(
+            batch.target
+        )
 
     def decode_top(self, x: Tensor) -> Tensor:
         """What the upper level alone says of a picture, (B, 3, H, W) → the same shape, not clamped."""

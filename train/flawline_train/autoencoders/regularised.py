@@ -22,12 +22,11 @@ VARIANCE_FLOOR = 1e-6
 class SparseAutoencoder(ConvolutionalAutoencoder):
     """Many units, few of them active: L1 on the activations (Olshausen & Field 1996; Ng 2011).
 
-    `sparsity` weighs the mean activation against the mean squared error; 0 leaves about half of the units active.
+    `sparsity` weighs the mean activation, where 1 stands for as much as there is to be gained from a code; 0 leaves about
+    half of the units active.
     """
 
-    def __init__(
-        self, width: int, frame_hw: tuple[int, int], *, code_channels: int = 0, sparsity: float = 3e-3
-    ) -> None:
+    def __init__(self, width: int, frame_hw: tuple[int, int], *, code_channels: int = 0, sparsity: float = 1.0) -> None:
         super().__init__(width, frame_hw, code_channels=code_channels or 4 * width)
         self.sparsity = sparsity
 
@@ -44,10 +43,10 @@ class ContractiveAutoencoder(ComposedAutoencoder):
 
     The paper ties the decoder's weights to the encoder's, so that the code cannot simply be made small. Here the norm is
     divided by the code's variance over the batch instead: what counts is how far a changed pixel moves the code, measured
-    in the distances between good parts. `contraction` weighs it against the mean squared error.
+    in the distances between good parts. `contraction` is its weight.
     """
 
-    def __init__(self, width: int, frame_hw: tuple[int, int], *, latent: int = 64, contraction: float = 3e-4) -> None:
+    def __init__(self, width: int, frame_hw: tuple[int, int], *, latent: int = 64, contraction: float = 0.04) -> None:
         encoder = Encoder(width)
         grid_hw = (frame_hw[0] // encoder.stride, frame_hw[1] // encoder.stride)
         super().__init__(encoder, VectorBottleneck(encoder.channels, grid_hw, latent), Decoder(width), frame_hw)
