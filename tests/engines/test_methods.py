@@ -21,6 +21,7 @@ from flawline_train.graph import run_graph
 TOLERANCE = 1e-3
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("kind", ["onnxruntime", "openvino"])
 @pytest.mark.parametrize("name", METHOD_NAMES)
 def test_engines_agree_with_torch(method_graph, name: str, kind: str) -> None:

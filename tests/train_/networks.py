@@ -25,6 +25,7 @@ def pictures(n: int, seed: int) -> Tensor:
 
 
 @cache
+@torch.inference_mode(False)  # whoever asks first may be in inference mode, whose tensors nobody can differentiate
 def unseen() -> Tensor:
     """32 good parts that no network was trained on."""
     return pictures(32, seed=1)
@@ -38,6 +39,7 @@ def mean_picture_error() -> float:
 
 
 @cache
+@torch.inference_mode(False)
 def trained(method: str, steps: int = STEPS, **settings: Setting) -> Autoencoder:
     """In evaluation mode; the same arguments give the same network. Not to be changed."""
     with torch.random.fork_rng(devices=[]):
