@@ -86,6 +86,11 @@ _add(
     "flawline report part.flawline", "flawline report part.flawline dataset/ -o part.report.html",
 )  # fmt: skip
 _add(
+    app, "sample", "flawline_train.sample_command:sample_command", _MODEL,
+    "Draw pictures of new good parts from a bundle of a generative method.",
+    "flawline sample part.flawline --out drawn/", "flawline sample part.flawline -n 16 --out drawn/ --seed 7",
+)  # fmt: skip
+_add(
     app, "bench", "flawline_edge.bench_command:bench", _TOOLS,
     "Measure latency, throughput and what the daemon adds.",
     "flawline bench part.flawline", "flawline bench part.flawline --json --threads 1 --batches 1",

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from tests.train_.parts import varied_parts
 
 if TYPE_CHECKING:
     from flawline_train.graph import InspectionGraph
@@ -61,6 +64,43 @@ def small_graph(frames: dict[str, NDArray[np.uint8]]) -> SmallGraph:
     placement = Placement((640, 400), (0, 0, 640, 400), (0, 4, 64, 40))
     graph = InspectionGraph(network, error_map, good, placement).eval()
     return SmallGraph(graph, onnx_from_graph(graph))
+
+
+@pytest.fixture(scope="session")
+def method_graph() -> Callable[[str], SmallGraph]:
+    """`method_graph(name)`: a small graph of this method, made once.
+
+    One step of training sets what batch normalisation, codebook and mean picture follow; layers that begin at zero are
+    made to say something.
+    """
+    import torch
+
+    from flawline_inspect.calibration import GoodSpread
+    from flawline_inspect.frame import Placement
+    from flawline_train.autoencoders import Batch
+    from flawline_train.autoencoders.methods import build
+    from flawline_train.graph import ErrorMap, InspectionGraph, onnx_from_graph
+
+    @cache
+    def make(name: str) -> SmallGraph:
+        random = np.random.default_rng(0)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            network = build(name, 4, (HEIGHT, WIDTH))
+            x = torch.from_numpy(varied_parts(8, (WIDTH, HEIGHT))).permute(0, 3, 1, 2).float() / 255
+            for parameter in network.parameters():
+                if not parameter.any():
+                    parameter.data.normal_(0, 0.05)
+            network.train().loss(Batch(x, x, torch.zeros_like(x[:, :1]), share=0.5))
+        good = GoodSpread(
+            mean=random.uniform(0.05, 0.3, (HEIGHT, WIDTH)).astype(np.float32),
+            spread=random.uniform(0.05, 0.2, (HEIGHT, WIDTH)).astype(np.float32),
+        )
+        placement = Placement((640, 400), (0, 0, 640, 400), (0, 4, 64, 40))
+        graph = InspectionGraph(network, ErrorMap((HEIGHT, WIDTH)), good, placement).eval()
+        return SmallGraph(graph, onnx_from_graph(graph))
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,7 @@ import pytest
 
 from flawline_edge.demo_command import DEMO_BUNDLE
 from flawline_inspect.bundle import MODEL, Bundle
+from flawline_train.autoencoders.methods import METHOD_NAMES
 
 SMALLEST, USUAL, LARGEST = 1, 4, 16
 """Frames in a batch, as the optimisation profile names them."""
@@ -101,6 +102,15 @@ def test_exported_graph_compiles(trt: ModuleType, log: Any, small_graph) -> None
     plan = plan_from_onnx(trt, log, small_graph.onnx)
     assert len(plan) > 1000
     assert_contract(trt, log, small_graph.onnx, small_graph.hw)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("name", METHOD_NAMES)
+def test_every_method_compiles(trt: ModuleType, log: Any, method_graph, name: str) -> None:
+    """Each of the family's own operators: codebooks, attention, masked copies."""
+    small = method_graph(name)
+    assert len(plan_from_onnx(trt, log, small.onnx)) > 1000
+    assert_contract(trt, log, small.onnx, small.hw)
 
 
 @pytest.mark.timeout(300)

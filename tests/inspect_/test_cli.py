@@ -221,7 +221,7 @@ def commands(of: App = app, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]
 
 COMMANDS = [
     ("bench",), ("bundle", "show"), ("bundle", "verify"), ("check",), ("config", "check"), ("config", "schema"),
-    ("demo",), ("eval",), ("report",), ("run",), ("simulate",), ("train",),
+    ("demo",), ("eval",), ("report",), ("run",), ("sample",), ("simulate",), ("train",),
 ]  # fmt: skip
 MODULES = {
     "bench": "flawline_edge.bench_command",
@@ -230,6 +230,7 @@ MODULES = {
     "eval": "flawline_train.eval_command",
     "report": "flawline_train.report_command",
     "run": "flawline_edge.run_command",
+    "sample": "flawline_train.sample_command",
     "simulate": "flawline_edge.simulate_command",
     "train": "flawline_train.train_command",
 }

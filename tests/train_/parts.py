@@ -110,3 +110,18 @@ def level_onnx(hw: tuple[int, int], *, level: float = 0.0, gain: float = 1.0, wh
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     onnx.checker.check_model(model)
     return bytes(model.SerializeToString())
+
+
+def varied_parts(n: int, wh: tuple[int, int] = (64, 48), seed: int = 0) -> U8:
+    """Good parts that differ: a disc that moves sideways, a bar that moves up and down, a plate of varying brightness."""
+    rng = np.random.default_rng(seed)
+    width, height = wh
+    pictures = []
+    for _ in range(n):
+        picture = np.full((height, width, 3), rng.uniform(60, 110), np.float32)
+        x, y = rng.uniform(0.25, 0.75) * width, rng.uniform(0.65, 0.85) * height
+        cv2.circle(picture, (round(x), height // 4), height // 7, (60, 90, 220), -1, cv2.LINE_AA)
+        left, right = round(0.15 * width), round(0.85 * width)
+        cv2.rectangle(picture, (left, round(y - 0.06 * height)), (right, round(y + 0.06 * height)), (210, 180, 80), -1)
+        pictures.append(picture + rng.normal(0, 2, picture.shape))
+    return np.clip(np.stack(pictures), 0, 255).astype(np.uint8)

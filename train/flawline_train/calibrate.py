@@ -12,7 +12,7 @@ from torch import nn
 
 from flawline_inspect.calibration import GoodSpread, fit_spread, leave_one_out
 from flawline_inspect.frame import Placement
-from flawline_train.graph import ErrorMap, top_pixels
+from flawline_train.graph import ERROR_CHANNELS, ErrorMap, top_pixels
 from flawline_train.threshold import Threshold, threshold_from_scores
 
 __all__ = ["Calibration", "calibrate"]
@@ -70,9 +70,11 @@ def calibrate(
     inside = errors[:, :, top : top + content_h, left : left + content_w]
     # Each error in units of its own typical spread over good parts, then with equal weight: a mixture is rarely the best
     # single error and never the worst.
-    typical = np.maximum(inside.std(0, ddof=1).mean((1, 2)), 1e-8)
-    error_map.weights.copy_(torch.from_numpy((1 / typical).astype(np.float32)))
-    combined = np.einsum("nchw,c->nhw", errors, 1 / typical).astype(np.float32)
+    weights = 1 / np.maximum(inside.std(0, ddof=1).mean((1, 2)), 1e-8)
+    preferred = getattr(network, "error_channels", None) or ERROR_CHANNELS
+    weights *= [channel in preferred for channel in ERROR_CHANNELS]
+    error_map.weights.copy_(torch.from_numpy(weights.astype(np.float32)))
+    combined = np.einsum("nchw,c->nhw", errors, weights).astype(np.float32)
 
     names = [str(i) for i in range(len(frames))] if parts is None else list(parts)
     heatmaps = leave_one_out(combined, names)[:, top : top + content_h, left : left + content_w]

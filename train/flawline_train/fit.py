@@ -11,7 +11,7 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -154,7 +154,14 @@ def fit(
             interrupted = True
             break
     network.eval()
+    network.finish(_good_batches(frames, device))
     return FitResult(step, smooth_loss, time.monotonic() - started, autocast, interrupted)
+
+
+def _good_batches(frames: NDArray[np.uint8], device: torch.device) -> Iterator[Tensor]:
+    """Every picture once, as it is: (B, 3, H, W) in 0-1."""
+    for start in range(0, len(frames), BATCH_SIZE):
+        yield _tensor(frames[start : start + BATCH_SIZE].astype(np.float32) / np.float32(255), device)
 
 
 def make_batch(

@@ -27,7 +27,7 @@ from flawline_engines.engine import MAX_BATCH
 from flawline_inspect.calibration import GoodSpread
 from flawline_inspect.frame import Placement
 
-__all__ = ["ErrorMap", "InspectionGraph", "onnx_from_graph"]
+__all__ = ["ErrorMap", "InspectionGraph", "onnx_from_graph", "structural_dissimilarity"]
 
 OPSET = 18  # TensorRT 10.3 reads it; the exporter's default of 20 is not needed
 TOP_SHARE = 0.003
@@ -71,7 +71,7 @@ class ErrorMap(nn.Module):
     def channels(self, x: Tensor, repaired: Tensor) -> Tensor:
         """The unsmoothed errors, (B, 2, H, W), in the order of `ERROR_CHANNELS`."""
         absolute = (x - repaired).abs().mean(1, keepdim=True)
-        return torch.cat([absolute, _structural_dissimilarity(x, repaired)], 1)
+        return torch.cat([absolute, structural_dissimilarity(x, repaired)], 1)
 
     def smooth(self, errors: Tensor) -> Tensor:
         """(B, 1, H, W) → the same, by two one-dimensional convolutions."""
@@ -84,7 +84,7 @@ class ErrorMap(nn.Module):
         return self.smooth(weighted)
 
 
-def _structural_dissimilarity(x: Tensor, y: Tensor) -> Tensor:
+def structural_dissimilarity(x: Tensor, y: Tensor) -> Tensor:
     """1 - SSIM, averaged over the colours: (B, 3, H, W) twice → (B, 1, H, W) in 0-2.
 
     Written with d = x - y, whose statistics are small where x and y agree: the textbook form subtracts nearly equal

@@ -25,6 +25,7 @@ from flawline_inspect.bundle import CalibrationSection
 from flawline_inspect.errors import InputError
 from flawline_inspect.frame import Roi
 from flawline_train.alignment import AlignChoice
+from flawline_train.autoencoders.methods import DEFAULT_METHOD, METHODS
 from flawline_train.known_defects import DEFAULT_DEFECT_RATE, CostModel
 from flawline_train.promise import ThresholdChoice
 from flawline_train.training import (
@@ -45,6 +46,7 @@ _STAGES = {
     "export": "exporting the graph",
     "write": "writing the bundle",
 }
+_METHOD_HELP = "What kind of autoencoder.\n\n" + "\n".join(f"- {name}: {m.summary}" for name, m in METHODS.items())
 
 
 def _share(type_: object, tokens: Sequence[Token]) -> float:
@@ -71,6 +73,7 @@ def train_command(
     /,
     *,
     out: Annotated[Path, Parameter(name=("--out", "-o"))],
+    method: Annotated[str, Parameter(help=_METHOD_HELP)] = DEFAULT_METHOD,
     minutes: float | None = None,
     steps: int | None = None,
     size: int = DEFAULT_SIZE,
@@ -165,6 +168,7 @@ def train_command(
             training = train(
                 good_dir,
                 out,
+                method=method,
                 minutes=minutes if steps is not None or minutes is not None else DEFAULT_MINUTES,
                 steps=steps,
                 size=size,

@@ -24,7 +24,8 @@ from flawline_inspect.errors import EXIT_INTERRUPTED, FlawlineError, InputError
 from flawline_inspect.files import write_atomic
 from flawline_inspect.frame import Roi, frame_for
 from flawline_train.alignment import AlignChoice, align_members
-from flawline_train.autoencoders import FilteringAutoencoder
+from flawline_train.autoencoders import Autoencoder
+from flawline_train.autoencoders.methods import DEFAULT_METHOD, build, settings_of
 from flawline_train.calibrate import Calibration, calibrate
 from flawline_train.fit import WARMUP_STEPS, Budget, FitProgress, FitResult, choose_device, fit
 from flawline_train.golden import PER_LABEL, choose_golden
@@ -95,6 +96,7 @@ def train(
     good: Path | str,
     output: Path | str,
     *,
+    method: str = DEFAULT_METHOD,
     minutes: float | None = None,
     steps: int | None = None,
     size: int = DEFAULT_SIZE,
@@ -117,8 +119,8 @@ def train(
 ) -> Training:
     """Learn what good parts look like and write the bundle.
 
-    `good`: a folder of pictures of good parts. `minutes` bounds the whole call (default 5), `steps` the optimiser's
-    steps instead, which makes it reproducible. `size`: the frame's long side in pixels. `width`: channels of the
+    `good`: a folder of pictures of good parts. `method`: one of `METHOD_NAMES`. `minutes` bounds the whole call
+    (default 5), `steps` the optimiser's steps instead, which makes it reproducible. `size`: the frame's long side in pixels. `width`: channels of the
     network. `align`: how parts that move are brought to one pose; see `flawline_train.alignment`. `false_rejects`: share
     of good parts that may be rejected. `group`: a regular expression that names the part of a picture by its path;
     near-duplicates are looked for without. `keep_suspects`: no held-out part is left out of the threshold. `defects`: a
@@ -146,6 +148,7 @@ def train(
         )
     if threshold == "cheapest" and costs is None:
         raise InputError("--threshold cheapest needs --defects, --cost-false-reject and --cost-escape")
+    settings = settings_of(method)  # raises for a method that does not exist
     _check_output(output)
     defect_pictures = None if defects is None else find_defects(Path(defects), good)
     frame_for((size, size), size)  # before the pictures are read: raises for a size that no frame can have
@@ -166,7 +169,7 @@ def train(
     train_indices, held_out = pictures.split(np.random.default_rng(seed))
 
     torch.manual_seed(seed)
-    network = FilteringAutoencoder(width)
+    network = build(method, width, (pictures.spec.height, pictures.spec.width))
     budget = (
         Budget(steps=steps)
         if steps is not None
@@ -225,8 +228,9 @@ def train(
         "name": name,
         "created": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "method": {
-            "name": "filtering",
+            "name": method,
             "parameters": {
+                **settings,
                 "width": width,
                 "steps": result.steps,
                 "seed": seed,
@@ -327,7 +331,7 @@ def _default_name(output: Path) -> str:
     return name or "model"
 
 
-def _half_weights(network: FilteringAutoencoder) -> bytes:
+def _half_weights(network: Autoencoder) -> bytes:
     """fp16 halves the file; retraining starts from these, inference never sees them."""
     state = {
         key: tensor.half().contiguous() if tensor.is_floating_point() else tensor.contiguous()

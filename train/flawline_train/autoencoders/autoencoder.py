@@ -8,6 +8,7 @@ and scoring know nothing else of a method, so that all of them are compared on t
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
 
@@ -50,6 +51,8 @@ class Autoencoder(nn.Module, ABC):
     """
 
     corruption: ClassVar[Corruption] = "none"
+    error_channels: ClassVar[tuple[str, ...] | None] = None
+    """Of the graph's `ERROR_CHANNELS`, those that the method is scored by; None leaves it to calibration."""
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
@@ -62,6 +65,12 @@ class Autoencoder(nn.Module, ABC):
     def loss(self, batch: Batch) -> Tensor:
         """The scalar to be minimised; float32 even under autocast. Default: mean squared error."""
         return (self(batch.inputs).float() - batch.target).square().mean()
+
+    def finish(self, pictures: Iterable[Tensor]) -> None:
+        """After the last step, once, in evaluation mode: fit what needs the trained network, such as a prior.
+
+        `pictures`: the training pictures without damage, (B, 3, H, W) in 0-1, batch by batch. Default: nothing.
+        """
 
     def embed(self, x: Tensor) -> Tensor:
         """The bottleneck as one vector a picture, (B, D), for maps of the latent space."""

@@ -18,29 +18,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flawline_train.autoencoders.autoencoder import Autoencoder, Batch, Corruption, repair_loss
+from flawline_train.autoencoders.blocks import Residual, convolution, start_at_zero
 
 __all__ = ["FilteringAutoencoder"]
 
 _CHANNELS = 3
 _BLOCK = 2  # side of the space-to-depth block
-
-
-def _conv(inputs: int, outputs: int, stride: int = 1, dilation: int = 1) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, 3, stride, dilation, dilation, bias=False),
-        nn.BatchNorm2d(outputs),
-        nn.SiLU(),
-    )
-
-
-class _Residual(nn.Module):
-    def __init__(self, channels: int, dilation: int = 1) -> None:
-        super().__init__()
-        self.first = _conv(channels, channels, dilation=dilation)
-        self.second = nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.silu(x + self.second(self.first(x)))
 
 
 class FilteringAutoencoder(Autoencoder):
@@ -56,19 +39,17 @@ class FilteringAutoencoder(Autoencoder):
         super().__init__()
         c = width
         self.width = width
-        self.entrance = nn.Sequential(nn.PixelUnshuffle(_BLOCK), _conv(_CHANNELS * _BLOCK**2, c))
-        self.down1 = nn.Sequential(_conv(c, 2 * c, stride=2), _Residual(2 * c))
-        self.down2 = nn.Sequential(_conv(2 * c, 4 * c, stride=2), _Residual(4 * c))
+        self.entrance = nn.Sequential(nn.PixelUnshuffle(_BLOCK), convolution(_CHANNELS * _BLOCK**2, c))
+        self.down1 = nn.Sequential(convolution(c, 2 * c, stride=2), Residual(2 * c))
+        self.down2 = nn.Sequential(convolution(2 * c, 4 * c, stride=2), Residual(4 * c))
         self.bottom = nn.Sequential(
-            _conv(4 * c, 4 * c, stride=2), _Residual(4 * c, 1), _Residual(4 * c, 2), _Residual(4 * c, 4)
+            convolution(4 * c, 4 * c, stride=2), Residual(4 * c, 1), Residual(4 * c, 2), Residual(4 * c, 4)
         )
-        self.up3 = nn.Sequential(_conv(8 * c, 4 * c), _Residual(4 * c, 2))
-        self.up2 = nn.Sequential(_conv(6 * c, 2 * c), _Residual(2 * c))
-        self.up1 = nn.Sequential(_conv(3 * c, c), _conv(c, c))
+        self.up3 = nn.Sequential(convolution(8 * c, 4 * c), Residual(4 * c, 2))
+        self.up2 = nn.Sequential(convolution(6 * c, 2 * c), Residual(2 * c))
+        self.up1 = nn.Sequential(convolution(3 * c, c), convolution(c, c))
         last = nn.Conv2d(c, _CHANNELS * _BLOCK**2, 3, padding=1)
-        nn.init.zeros_(last.weight)
-        assert last.bias is not None
-        nn.init.zeros_(last.bias)
+        start_at_zero(last)
         self.exit = nn.Sequential(last, nn.PixelShuffle(_BLOCK))
 
     def forward(self, x: Tensor) -> Tensor:
