@@ -120,13 +120,14 @@ def train(
     """Learn what good parts look like and write the bundle.
 
     `good`: a folder of pictures of good parts. `method`: one of `METHOD_NAMES`. `minutes` bounds the whole call
-    (default 5), `steps` the optimiser's steps instead, which makes it reproducible. `size`: the frame's long side in pixels. `width`: channels of the
-    network. `align`: how parts that move are brought to one pose; see `flawline_train.alignment`. `false_rejects`: share
-    of good parts that may be rejected. `group`: a regular expression that names the part of a picture by its path;
-    near-duplicates are looked for without. `keep_suspects`: no held-out part is left out of the threshold. `defects`: a
-    folder of pictures of known defects, to report escapes; with `costs` the cheapest threshold is reported too, and
-    applied where `threshold` is "cheapest". `report`: make the report too. `started`: moment of the monotonic clock
-    from which `minutes` counts, if earlier than the call. An older bundle at `output` survives every failure.
+    (default 5), `steps` the optimiser's steps instead, which makes it reproducible. `size`: the frame's long side in
+    pixels. `width`: channels of the network. `align`: how parts that move are brought to one pose; see
+    `flawline_train.alignment`. `false_rejects`: share of good parts that may be rejected. `group`: a regular expression
+    that names the part of a picture by its path; near-duplicates are looked for without. `keep_suspects`: no held-out
+    part is left out of the threshold. `defects`: a folder of pictures of known defects, to report escapes; with `costs`
+    the cheapest threshold is reported too, and applied where `threshold` is "cheapest". `report`: make the report too.
+    `started`: moment of the monotonic clock from which `minutes` counts, if earlier than the call. An older bundle at
+    `output` survives every failure.
     Raises `InputError` and what derives from it for anything that the caller can mend.
     """
     started = time.monotonic() if started is None else started
