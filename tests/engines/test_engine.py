@@ -135,7 +135,9 @@ def test_named_engine_is_that_engine(bundle: Bundle, kind: str) -> None:
 
 def test_unknown_engine(bundle: Bundle) -> None:
     """The error lists those that there are."""
-    with pytest.raises(EngineError, match="'abacus' is unknown; expected auto, openvino or onnxruntime"):
+    with pytest.raises(
+        EngineError, match="'abacus' is unknown; expected auto, tensorrt, tensorrt_rtx, openvino, onnxruntime"
+    ):
         open_engine(bundle, "abacus")  # type: ignore[arg-type]
 
 
@@ -154,7 +156,7 @@ def test_bf16_without_openvino_is_refused(bundle: Bundle, without) -> None:
 
 def test_openvino_knows_its_precisions(model: bytes) -> None:
     """A precision that it has not is named with those it has."""
-    with pytest.raises(EngineError, match="'int3'; expected fp32 or bf16"):
+    with pytest.raises(EngineError, match="'int3'; expected fp32, bf16, fp16, int8"):
         OpenVinoEngine(model, HW, precision="int3")  # type: ignore[arg-type]
 
 
