@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import subprocess
 import sys
 import tempfile
@@ -13,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from flawline_engines.engine import Engine, EngineKind, MissingPlanError, Precision, model_for
+from flawline_engines.engine import Engine, EngineKind, Precision, model_for
 from flawline_engines.gpu_memory import DeviceMemory, Gpu, GpuThread, open_memory
 from flawline_engines.parity import Parity, check_parity
 from flawline_engines.plans import PlanKey, PlanStore, plans_folder
@@ -23,8 +22,6 @@ from flawline_inspect.bundle import Bundle
 from flawline_inspect.errors import EngineError
 
 __all__ = ["Built", "build_in_child", "build_plan", "open_tensorrt"]
-
-_log = logging.getLogger(__name__)
 
 _POLL_S = 0.2
 _END_S = 5.0
@@ -97,15 +94,7 @@ def open_tensorrt(
     store = PlanStore(plans_folder(state_dir))
 
     def plan_for(gpu: Gpu) -> bytes:
-        key = _key(bundle, module, precision, gpu, settings)
-        try:
-            stored = store.load(key)
-        except MissingPlanError as exc:
-            if not compile_missing:
-                raise
-            _log.warning("%s; compiling for %s, which takes up to minutes", exc, gpu.name)
-            build_plan(bundle, module, precision=precision, state_dir=state_dir, settings=settings, memory=memory)
-            stored = store.load(key)
+        stored = store.load(_key(bundle, module, precision, gpu, settings))
         if not stored.parity.accepted:
             raise EngineError(
                 f"{module} {precision} was refused for {bundle.model_id} by the parity gate: {stored.parity.refusals[0]}; "
@@ -113,8 +102,17 @@ def open_tensorrt(
             )
         return stored.plan
 
+    def compile_for(gpu: Gpu) -> bytes:
+        build_plan(bundle, module, precision=precision, state_dir=state_dir, settings=settings, memory=memory)
+        return plan_for(gpu)
+
     return TensorRtEngine(
-        module, (bundle.frame.height, bundle.frame.width), plan_for, precision=precision, memory=memory
+        module,
+        (bundle.frame.height, bundle.frame.width),
+        plan_for,
+        compile_for=compile_for if compile_missing else None,
+        precision=precision,
+        memory=memory,
     )
 
 

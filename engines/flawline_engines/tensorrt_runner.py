@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from types import ModuleType, TracebackType
 from typing import Any
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flawline_engines.engine import Inference, Precision, checked_frames
+from flawline_engines.engine import Inference, MissingPlanError, Precision, checked_frames
 from flawline_engines.gpu_memory import (
     DeviceBuffer,
     DeviceMemory,
@@ -54,7 +54,10 @@ class _Tensor:
 
 
 class TensorRtEngine:
-    """`plan_for` gives the plan once the GPU is known. Raises `EngineError` for a GPU, module or plan that is missing."""
+    """`plan_for` gives the plan once the GPU is known; where it has none, `compile_for` makes it, if given.
+
+    Entering raises `EngineError` for a GPU, module or plan that is missing.
+    """
 
     def __init__(
         self,
@@ -62,12 +65,14 @@ class TensorRtEngine:
         hw: tuple[int, int],
         plan_for: Callable[[Gpu], bytes],
         *,
+        compile_for: Callable[[Gpu], bytes] | None = None,
         precision: Precision = "fp32",
         memory: Callable[[], DeviceMemory] = open_memory,
     ) -> None:
         self.kind = module
         self.precision: Precision = precision
-        self._module, self._hw, self._plan_for, self._open_memory = module, hw, plan_for, memory
+        self._module, self._hw, self._open_memory = module, hw, memory
+        self._plan_for, self._compile_for = plan_for, compile_for
         height, width = hw
         self._tensors = (
             _Tensor(INPUT, np.uint8, (height, width, 3)),
@@ -84,7 +89,15 @@ class TensorRtEngine:
         thread = GpuThread(memory)
         gpu = thread.start()
         try:
-            plan = self._plan_for(gpu)
+            try:
+                plan = self._plan_for(gpu)
+            except MissingPlanError as exc:
+                if self._compile_for is None:
+                    raise
+                _log.warning("%s; compiling for %s, which may take minutes", exc, gpu.name)
+                thread.stop()  # the compiler and the judge take the GPU themselves
+                plan = self._compile_for(gpu)
+                thread.start()
             self._runner = thread.run(lambda: _Runner(trt, memory, gpu, plan, self._tensors))
         except BaseException:
             thread.stop()
@@ -145,9 +158,12 @@ class _Slot:
         self.capacity = self.batch = 0
         self.host: dict[str, HostBuffer] = {}
         self.device: dict[str, DeviceBuffer] = {}
-        self.uploaded = memory.event()
-        self.computed = memory.event()
-        self.done = memory.event()
+        self._events: list[Any] = []
+
+    def open(self) -> None:
+        for _ in range(3):
+            self._events.append(self._memory.event())
+        self.uploaded, self.computed, self.done = self._events
 
     def reserve(self, batch: int) -> bool:
         """Make room for `batch` frames. Returns whether the addresses are new."""
@@ -178,8 +194,8 @@ class _Slot:
 
     def close(self) -> None:
         self.release_buffers()
-        for event in (self.uploaded, self.computed, self.done):
-            self._memory.free(event)
+        while self._events:
+            self._memory.free(self._events.pop())
 
 
 class _Runner:
@@ -192,6 +208,7 @@ class _Runner:
     ) -> None:
         self._memory, self._tensors = memory, tensors
         self._mapped = gpu.is_integrated
+        self._is_settled = True
         self._graph: Any = None
         self._runs_of_shape = 0
         self._uses_graphs = memory.has_graphs
@@ -216,6 +233,7 @@ class _Runner:
             for _ in range(self.N_SLOTS):
                 slot = _Slot(memory, tensors, mapped=self._mapped)
                 stack.callback(slot.close)
+                slot.open()
                 self._slots.append(slot)
             stack.callback(self._drop_graph)
             stack.callback(self._settle)
@@ -227,6 +245,10 @@ class _Runner:
 
     def infer(self, frames: NDArray[np.uint8]) -> Inference:
         """One batch from beginning to end, on one stream."""
+        with self._settling():
+            return self._infer(frames)
+
+    def _infer(self, frames: NDArray[np.uint8]) -> Inference:
         slot, stream = self._slots[0], self._streams[0]
         self._prepare(slot, len(frames))
         slot.view(self._tensors[0])[...] = frames
@@ -242,6 +264,10 @@ class _Runner:
 
     def begin(self, frames: NDArray[np.uint8]) -> _Slot:
         """Start a batch in the next slot; `finish` it before this slot is used again."""
+        with self._settling():
+            return self._begin(frames)
+
+    def _begin(self, frames: NDArray[np.uint8]) -> _Slot:
         memory, slot = self._memory, self._slots[self._next]
         upload, compute, download = self._streams
         self._next = (self._next + 1) % self.N_SLOTS
@@ -262,6 +288,21 @@ class _Runner:
     def finish(self, slot: _Slot) -> Inference:
         self._memory.synchronize(slot.done)
         return self._results(slot)
+
+    @contextmanager
+    def _settling(self) -> Iterator[None]:
+        """What was begun before a failure ends before its memory is used or freed again."""
+        if not self._is_settled:
+            self._is_settled = self._settle()
+            if not self._is_settled:
+                raise EngineError(
+                    "the GPU does not end what was begun before; restart the station, or use another engine"
+                )
+        try:
+            yield
+        except BaseException:
+            self._is_settled = self._settle()
+            raise
 
     # --- steps ---------------------------------------------------------------------------------------------------
 
@@ -320,13 +361,15 @@ class _Runner:
         stack.callback(self._memory.free, stream)
         return stream
 
-    def _settle(self) -> None:
-        """Wait for what is still on the streams, so that nothing frees memory under it; a GPU that failed says so again."""
+    def _settle(self) -> bool:
+        """Wait for what is still on the streams, so that nothing frees memory under it. False when the GPU failed."""
         for stream in self._streams:
             try:
                 self._memory.synchronize(stream)
             except EngineError as exc:
-                _log.warning("while closing: %s", exc)
+                _log.warning("while waiting for the GPU: %s", exc)
+                return False
+        return True
 
     def _drop_graph(self) -> None:
         graph, self._graph, self._runs_of_shape = self._graph, None, 0
