@@ -146,19 +146,19 @@ def _int8(
                 difference = np.nan_to_num(np.abs(heatmaps - gate.reference.heatmaps), nan=np.inf).mean()
                 harm[name] = float(difference) / prepared.convolutions[name]
             remaining.sort(key=harm.__getitem__)
-        while _refusal(parities):
-            remaining.pop()
-            share = sum(prepared.convolutions[name] for name in remaining) / everything
-            if share < MIN_INT8_SHARE:
+            shares = np.cumsum([prepared.convolutions[name] for name in remaining]) / everything
+            least = int(np.searchsorted(shares, MIN_INT8_SHARE)) + 1
+            parities = gate.check(prepared.with_int8(remaining[:least]), "int8")
+            if _refusal(parities):
                 return Outcome(
                     "int8",
                     None,
                     parities,
-                    f"{_refusal(parities)}; with less than {MIN_INT8_SHARE:.0%} of the network in int8 nothing is gained",
+                    f"{_refusal(parities)}; with less than {shares[least - 1]:.0%} of the network in int8 nothing is gained",
                 )
-            on_progress(f"int8: {share:.0%} of the network's arithmetic")
-            model = prepared.with_int8(remaining)
-            parities = gate.check(model, "int8")
+            while _refusal(parities := gate.check(model := prepared.with_int8(remaining), "int8")):
+                remaining.pop()
+                on_progress(f"int8: {shares[len(remaining) - 1]:.0%} of the network's arithmetic")
     except FlawlineError as exc:
         return Outcome("int8", None, refusal=str(exc))
     share = sum(prepared.convolutions[name] for name in remaining) / everything
