@@ -50,6 +50,8 @@ RELEASES = {
     "10.16": ("tensorrt_cu13_bindings==10.16.0.72", 10),
     "11.4": ("tensorrt_cu13_bindings==11.4.0.106", 11),
 }
+NEWEST_PYTHON = {"10.3": (3, 12)}
+"""Of a release that has no wheels for later ones."""
 
 
 def surface_from_package(module: str, path: Path | None = None, libraries: Path | None = None) -> Surface:
