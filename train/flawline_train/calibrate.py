@@ -20,19 +20,25 @@ from flawline_inspect.calibration import (
 from flawline_inspect.frame import Placement
 from flawline_train.graph import ErrorMap, top_pixels
 
-__all__ = ["Calibration", "calibrate"]
+__all__ = ["Calibration", "MapCalibration", "calibrate", "calibrate_maps"]
 
 _BATCH = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Calibration:
+class MapCalibration:
     """`scores` (n,) are leave-one-out; `good` are the maps over all n held-out pictures, for the graph."""
 
-    error_map: ErrorMap
     good: GoodSpread
     scores: NDArray[np.float32]
     threshold: Threshold
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration(MapCalibration):
+    """With the error map, weighted."""
+
+    error_map: ErrorMap
 
 
 @torch.inference_mode()
@@ -65,7 +71,13 @@ def calibrate(
     typical = np.maximum(inside.std(0, ddof=1).mean((1, 2)), 1e-8)
     error_map.weights.copy_(torch.from_numpy((1 / typical).astype(np.float32)))
     combined = np.einsum("nchw,c->nhw", errors, 1 / typical).astype(np.float32)
+    maps = calibrate_maps(combined, placement, false_reject_target=false_reject_target)
+    return Calibration(maps.good, maps.scores, maps.threshold, error_map)
 
-    heatmaps = leave_one_out(combined)[:, top : top + content_h, left : left + content_w].reshape(len(frames), -1)
+
+def calibrate_maps(errors: NDArray[np.float32], placement: Placement, *, false_reject_target: float) -> MapCalibration:
+    """Calibrate with the raw error maps (n, H, W) of held-out good pictures, whoever made them."""
+    left, top, content_w, content_h = placement.content
+    heatmaps = leave_one_out(errors)[:, top : top + content_h, left : left + content_w].reshape(len(errors), -1)
     scores = np.sort(heatmaps, 1)[:, -top_pixels(placement) :].mean(1, dtype=np.float32)
-    return Calibration(error_map, fit_spread(combined), scores, threshold_from_scores(scores, false_reject_target))
+    return MapCalibration(fit_spread(errors), scores, threshold_from_scores(scores, false_reject_target))

@@ -23,6 +23,7 @@ from rich.progress import (
 from flawline_inspect.frame import Roi
 from flawline_train.training import (
     DEFAULT_FALSE_REJECT,
+    DEFAULT_METHOD,
     DEFAULT_MINUTES,
     DEFAULT_SIZE,
     DEFAULT_WIDTH,
@@ -55,6 +56,13 @@ def train_command(
     roi: Roi | None = None,
     false_reject: float = DEFAULT_FALSE_REJECT,
     name: str | None = None,
+    method: str = DEFAULT_METHOD,
+    weights: Path | None = None,
+    devices: int = 1,
+    checkpoint: Path | None = None,
+    resume: Annotated[bool, Parameter(negative="")] = False,
+    tensorboard: Path | None = None,
+    dry_run: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Learn from pictures of good parts and write a bundle. The first Ctrl-C finishes with what has been learnt.
 
@@ -82,6 +90,20 @@ def train_command(
         Share of good parts that may be rejected; smaller lets more defects escape.
     name
         The model's name in verdicts; the file's name when not given.
+    method
+        filtering, or anomalib:NAME for a model of anomalib such as anomalib:Patchcore, trained by its Engine.
+    weights
+        Pretrained weights of an anomalib model's backbone, a .safetensors file in timm's names; nothing is downloaded.
+    devices
+        Train on so many GPUs, or processes on the CPU. A step then sees as many times the pictures.
+    checkpoint
+        Folder in which to save the training every two minutes and at its end.
+    resume
+        Go on from what --checkpoint holds; what has been spent of the minutes or steps is spent.
+    tensorboard
+        Folder for TensorBoard's files: loss, learning rate, speed and pictures. Needs the package tensorboard.
+    dry_run
+        A few steps, calibration and export, then say what would be trained; nothing is written.
     """
     started = time.monotonic() - time.process_time()  # importing torch belongs to the minutes
     stop = threading.Event()
@@ -119,6 +141,13 @@ def train_command(
                 roi=roi,
                 false_reject=false_reject,
                 name=name,
+                method=method,
+                weights=weights,
+                devices=devices,
+                checkpoint=checkpoint,
+                resume=resume,
+                tensorboard=tensorboard,
+                dry_run=dry_run,
                 on_progress=view.show,
                 should_stop=stop.is_set,
                 started=started,
@@ -130,6 +159,15 @@ def train_command(
     for note in training.notes:
         console.print(f"note: {note}", style="yellow", markup=False)
     out_console = Console(highlight=False, soft_wrap=True)
+    if training.rehearsal is not None:
+        frame, rehearsal = bundle.manifest.frame, training.rehearsal
+        out_console.print(
+            f"would train {method}: {frame.width}x{frame.height} frames, {training.parameters / 1e6:.2f} M parameters, "
+            f"{rehearsal.gflop:.2f} GFLOP a picture, {rehearsal.steps_per_second:.1f} steps/s, about {rehearsal.steps} steps; "
+            "nothing was written",
+            markup=False,
+        )
+        return
     estimate = ", an estimate" if calibration.basis == "log_normal" else ""
     out_console.print(
         f"{out}: {bundle.model_id}, {out.stat().st_size / 1e6:.1f} MB, {training.parameters / 1e6:.2f} M parameters, "

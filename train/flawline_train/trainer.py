@@ -36,7 +36,7 @@ from flawline_train.checkpoints import CHECKPOINT, SafeCheckpoints, load_checkpo
 from flawline_train.fit import Budget, FitProgress, FitResult, has_bf16
 from flawline_train.lightning_module import FittingModule
 
-__all__ = ["CHECKPOINT_SECONDS", "Batches", "Job", "identity_of", "run_trainer"]
+__all__ = ["CHECKPOINT_SECONDS", "Batches", "Job", "identity_of", "plain_interrupts", "run_trainer"]
 
 CHECKPOINT_SECONDS = 120.0
 """At most this much training is lost when the machine goes down."""
@@ -219,7 +219,7 @@ def run_trainer(
         callbacks.append(TensorBoard(job.tensorboard))
     callbacks.append(pace)  # last: what it saves holds the average of this very step
     autocast = has_bf16(device)
-    with _quiet(), _plain_interrupts():
+    with _quiet(), plain_interrupts():
         trainer = pl.Trainer(
             accelerator=_ACCELERATORS[device.type](),
             strategy=_strategy(device, ranks, network, make),
@@ -264,6 +264,10 @@ def _checkpoint_to_resume(job: Job) -> Path | None:
         return None
     path = job.checkpoint / CHECKPOINT
     if not job.resume:
+        if path.is_file():
+            raise InputError(
+                f"{path}: a training was saved there; go on with --resume, or give --checkpoint another folder"
+            )
         return None
     if not path.is_file():
         raise InputError(f"{job.checkpoint}: holds no {CHECKPOINT} to resume from; begin without --resume")
@@ -292,7 +296,7 @@ def _quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _plain_interrupts() -> Iterator[None]:
+def plain_interrupts() -> Iterator[None]:
     """Ctrl-C in the middle of a step is a `KeyboardInterrupt` here too.
 
     Lightning turns it into `exit(1)` and leaves the signal ignored.

@@ -18,19 +18,21 @@ import numpy as np
 import safetensors.torch
 import torch
 from numpy.typing import NDArray
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from flawline_inspect import __version__
-from flawline_inspect.bundle import MODEL, NAME_PATTERN, WEIGHTS, Bundle, save_bundle
+from flawline_inspect.bundle import MODEL, NAME_PATTERN, WEIGHTS, Bundle, bundle_bytes, save_bundle
 from flawline_inspect.errors import EXIT_INTERRUPTED, FlawlineError, InputError
 from flawline_inspect.frame import Roi, frame_for
 from flawline_train.autoencoders import FilteringAutoencoder
-from flawline_train.calibrate import Calibration, calibrate
-from flawline_train.fit import WARMUP_STEPS, Budget, FitProgress, FitResult, choose_device, fit
-from flawline_train.golden import PER_LABEL, choose_golden
+from flawline_train.calibrate import MapCalibration, calibrate
+from flawline_train.fit import WARMUP_STEPS, Budget, FitProgress, FitResult, check_devices, choose_device, fit
+from flawline_train.golden import PER_LABEL, GoldenSet, choose_golden
 from flawline_train.graph import InspectionGraph, onnx_from_graph
 from flawline_train.pictures import GoodPictures, load_good_pictures
 
-__all__ = ["DEFAULT_MINUTES", "TrainProgress", "Training", "train"]
+__all__ = ["DEFAULT_MINUTES", "Rehearsal", "TrainProgress", "Training", "train"]
 
 _log = logging.getLogger(__name__)
 
@@ -38,6 +40,9 @@ DEFAULT_MINUTES = 5.0
 DEFAULT_SIZE = 128
 DEFAULT_WIDTH = 32
 DEFAULT_FALSE_REJECT = 0.01
+DEFAULT_METHOD = "filtering"
+ANOMALIB = "anomalib:"
+REHEARSAL_STEPS = 5
 SUSPECT_FACTOR = 5.0
 """A held-out good picture whose score is this many times the median is named: it may not be good."""
 _RESERVE_S = 14.0
@@ -66,13 +71,26 @@ class TrainProgress:
 
 
 @dataclass(frozen=True, slots=True)
+class Rehearsal:
+    """What a dry run measured. `gflop` of one picture; `steps` that the time would be worth, or were asked for."""
+
+    steps_per_second: float
+    steps: int
+    gflop: float
+
+
+@dataclass(frozen=True, slots=True)
 class Training:
-    """What `train` made: the verified bundle, how the fit went, and what the engineer should know."""
+    """What `train` made: the verified bundle, how the fit went, and what the engineer should know.
+
+    After a dry run there is a `rehearsal`, and the bundle exists in memory only, with a model that has learnt nothing.
+    """
 
     bundle: Bundle
     fit: FitResult
     notes: list[str]
     parameters: int
+    rehearsal: Rehearsal | None = None
 
 
 def train(
@@ -88,6 +106,13 @@ def train(
     roi: Roi | None = None,
     false_reject: float = DEFAULT_FALSE_REJECT,
     name: str | None = None,
+    method: str = DEFAULT_METHOD,
+    weights: Path | None = None,
+    devices: int = 1,
+    checkpoint: Path | None = None,
+    resume: bool = False,
+    tensorboard: Path | None = None,
+    dry_run: bool = False,
     on_progress: Callable[[TrainProgress], None] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
     started: float | None = None,
@@ -98,6 +123,10 @@ def train(
     steps instead, which makes it reproducible. `size`: the frame's long side in pixels. `width`: channels of the
     network. `false_reject`: share of good parts that may be rejected. `started`: moment of the monotonic clock from
     which `minutes` counts, if earlier than the call. An older bundle at `output` survives every failure.
+
+    `method`: `filtering`, or `anomalib:NAME` for a model of anomalib, whose backbone's `weights` have to be on this machine; see
+    `flawline_train.anomalib_method`. `devices`, `checkpoint`, `resume`, `tensorboard`: see `flawline_train.fit.fit`; not for
+    anomalib's models. `dry_run`: a few steps, calibration and export, and nothing is written.
     Raises `InputError` and what derives from it for anything that the caller can mend.
     """
     started = time.monotonic() if started is None else started
@@ -119,6 +148,8 @@ def train(
     if not re.fullmatch(NAME_PATTERN, name):
         raise InputError(f"--name is {name!r}, expected 1 to 64 of A-Za-z0-9._- that begin with a letter or digit")
     torch_device = choose_device(device)
+    anomalib = method.startswith(ANOMALIB)
+    _check_fit_options(method, weights, torch_device, devices, checkpoint, resume, tensorboard)
 
     def report(stage: str, done: int, of: int) -> None:
         if on_progress is not None:
@@ -130,59 +161,97 @@ def train(
     train_indices, held_out = pictures.split(np.random.default_rng(seed))
 
     torch.manual_seed(seed)
-    network = FilteringAutoencoder(width)
     budget = (
         Budget(steps=steps)
         if steps is not None
         else Budget(until=_end_of_fit(started, minutes, len(pictures.files), reading_s))
     )
+    wanted, before_fit = budget, time.monotonic()
+    if dry_run:
+        budget, checkpoint, tensorboard = Budget(steps=REHEARSAL_STEPS), None, None
 
     def report_fit(progress: FitProgress) -> None:
         if on_progress is not None:
             on_progress(TrainProgress("train", progress.share, progress.loss, progress.step))
 
-    result = fit(
-        network,
-        pictures.frames[train_indices],
-        budget,
-        seed=seed,
-        device=torch_device,
-        on_progress=report_fit,
-        should_stop=should_stop,
-    )
-    if result.interrupted and result.steps < WARMUP_STEPS:
-        raise TrainingInterruptedError(
-            f"training was interrupted after {result.steps} steps, too early to have learnt anything; {output} was not written"
+    network: nn.Module
+    graph: InspectionGraph
+    calibration: MapCalibration
+    method_notes: list[str] = []
+    if anomalib:
+        from flawline_train.anomalib_method import learn_anomalib
+
+        learnt = learn_anomalib(
+            method,
+            pictures.frames[train_indices],
+            pictures.frames[held_out],
+            pictures.placement,
+            budget,
+            seed=seed,
+            device=torch_device,
+            false_reject=false_reject,
+            weights=weights,
+            on_fit=report_fit,
+            on_calibrate=lambda done, of: report("calibrate", done, of),
+            should_stop=should_stop,
         )
-    calibration = calibrate(
-        network,
-        pictures.frames[held_out],
-        pictures.placement,
-        false_reject_target=false_reject,
-        on_progress=lambda done, of: report("calibrate", done, of),
-    )
+        network, calibration, graph = learnt.graph.network, learnt.calibration, learnt.graph
+        result, method_notes = learnt.result, learnt.notes
+    else:
+        autoencoder = FilteringAutoencoder(width)
+        result = fit(
+            autoencoder,
+            pictures.frames[train_indices],
+            budget,
+            seed=seed,
+            device=torch_device,
+            on_progress=report_fit,
+            should_stop=should_stop,
+            devices=devices,
+            checkpoint=checkpoint,
+            resume=resume and not dry_run,
+            tensorboard=tensorboard,
+        )
+        if result.interrupted and result.steps < WARMUP_STEPS:
+            raise TrainingInterruptedError(
+                f"training was interrupted after {result.steps} steps, too early to have learnt anything; {output} was not written"
+            )
+        own = calibrate(
+            autoencoder,
+            pictures.frames[held_out],
+            pictures.placement,
+            false_reject_target=false_reject,
+            on_progress=lambda done, of: report("calibrate", done, of),
+        )
+        network, calibration = autoencoder.cpu(), own
+        graph = InspectionGraph(network, own.error_map.cpu(), own.good, pictures.placement)
 
     report("export", 0, 1)
-    graph = InspectionGraph(network.cpu(), calibration.error_map.cpu(), calibration.good, pictures.placement)
-    model = onnx_from_graph(graph)
+    model = learnt.onnx() if anomalib else onnx_from_graph(graph)
     report("write", 0, 1)
     threshold = calibration.threshold
     by_score = [int(held_out[i]) for i in np.argsort(calibration.scores)]
-    golden = choose_golden(
-        model,
-        pictures.spec,
-        threshold.value,
-        [pictures.files[i].path for i in (*by_score, *map(int, train_indices))],
-        np.random.default_rng((seed, 1)),
+    golden = (
+        GoldenSet([], {})
+        if dry_run
+        else choose_golden(
+            model,
+            pictures.spec,
+            threshold.value,
+            [pictures.files[i].path for i in (*by_score, *map(int, train_indices))],
+            np.random.default_rng((seed, 1)),
+        )
     )
-    members = {MODEL: model, WEIGHTS: _half_weights(network), **golden.members}
+    members = {MODEL: model, **golden.members}
+    if not anomalib:  # those are trained anew; what they have learnt is in the graph
+        members[WEIGHTS] = _half_weights(network)
     manifest = {
         "name": name,
         "created": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "method": {
-            "name": "filtering",
+            "name": method,
             "parameters": {
-                "width": width,
+                **({} if anomalib else {"width": width}),
                 "steps": result.steps,
                 "seed": seed,
                 "size": size,
@@ -210,22 +279,29 @@ def train(
             "flawline": __version__,
             "python": platform.python_version(),
             "torch": str(torch.__version__),
+            "lightning": version("lightning"),
+            **({"anomalib": version("anomalib")} if anomalib else {}),
             "onnx": version("onnx"),
             "onnxruntime": version("onnxruntime"),
             "opencv": cv2.__version__,
             "numpy": np.__version__,
         },
     }
+    n_parameters = sum(parameter.numel() for parameter in network.parameters())
+    if dry_run:
+        rehearsal = _rehearsal(network, pictures.frames[0], result, wanted, before_fit)
+        nowhere = Bundle(bundle_bytes(manifest, members), "the dry run's bundle")
+        return Training(nowhere, result, pictures.notes() + method_notes, n_parameters, rehearsal)
     bundle = save_bundle(output, manifest, members)
     report("write", 1, 1)
-    notes = pictures.notes() + _suspects([pictures.files[i].file for i in held_out], calibration.scores)
+    notes = pictures.notes() + method_notes + _suspects([pictures.files[i].file for i in held_out], calibration.scores)
     for label in ("good", "damaged"):
         count = sum(entry["label"] == label for entry in golden.entries)
         if count < PER_LABEL:
             notes.append(
                 f"only {count} of {PER_LABEL} {label} golden pictures keep 10 % distance from the threshold: the model separates badly"
             )
-    return Training(bundle, result, notes, sum(parameter.numel() for parameter in network.parameters()))
+    return Training(bundle, result, notes, n_parameters)
 
 
 def _suspects(files: list[str], scores: NDArray[np.float32]) -> list[str]:
@@ -237,6 +313,55 @@ def _suspects(files: list[str], scores: NDArray[np.float32]) -> list[str]:
         for file, score in zip(files, map(float, scores), strict=True)
         if score > SUSPECT_FACTOR * usual
     ]
+
+
+def _rehearsal(
+    network: nn.Module, frame: NDArray[np.uint8], result: FitResult, wanted: Budget, before_fit: float
+) -> Rehearsal:
+    rate = result.steps / max(1e-6, result.seconds)
+    device = next(network.parameters()).device
+    x = torch.from_numpy(frame).to(device).float().permute(2, 0, 1)[None] / 255
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network.eval()(x)
+    steps = wanted.steps if wanted.until is None else round(rate * (wanted.until - before_fit))
+    assert steps is not None
+    return Rehearsal(rate, steps, counter.get_total_flops() / 1e9)
+
+
+def _check_fit_options(
+    method: str,
+    weights: Path | None,
+    device: torch.device,
+    devices: int,
+    checkpoint: Path | None,
+    resume: bool,
+    tensorboard: Path | None,
+) -> None:
+    """Before minutes of work: do these options go together, and is what they need there?"""
+    check_devices(device, devices)
+    if method.startswith(ANOMALIB):
+        for option, given in {
+            "--devices": devices > 1,
+            "--checkpoint": checkpoint is not None,
+            "--resume": resume,
+            "--tensorboard": tensorboard is not None,
+        }.items():
+            if given:
+                raise InputError(f"{option} is for our own networks; {method} is trained as anomalib trains it")
+    elif method != DEFAULT_METHOD:
+        raise InputError(f"--method is {method}, expected {DEFAULT_METHOD} or {ANOMALIB}NAME")
+    elif weights is not None:
+        raise InputError(f"--weights is for {ANOMALIB}NAME; {method} learns from the pictures alone")
+    if tensorboard is not None:
+        from flawline_train.tensorboard import check_tensorboard
+
+        check_tensorboard()
+    if resume and checkpoint is None:
+        raise InputError("--resume needs --checkpoint DIR, the folder in which the interrupted training saved")
+    if checkpoint is not None:
+        if checkpoint.exists() and not checkpoint.is_dir():
+            raise InputError(f"{checkpoint}: is a file; give --checkpoint a folder")
+        checkpoint.mkdir(parents=True, exist_ok=True)
 
 
 def _check_output(output: Path) -> None:
@@ -260,7 +385,7 @@ def _default_name(output: Path) -> str:
     return name or "model"
 
 
-def _half_weights(network: FilteringAutoencoder) -> bytes:
+def _half_weights(network: nn.Module) -> bytes:
     """fp16 halves the file; retraining starts from these, inference never sees them."""
     state = {
         key: tensor.half().contiguous() if tensor.is_floating_point() else tensor.contiguous()
@@ -279,7 +404,7 @@ def _data_section(pictures: GoodPictures, held_out: set[int]) -> dict[str, Any]:
     }
 
 
-def _model_card(folder: str, pictures: GoodPictures, calibration: Calibration) -> dict[str, str]:
+def _model_card(folder: str, pictures: GoodPictures, calibration: MapCalibration) -> dict[str, str]:
     n, threshold = len(pictures.files), calibration.threshold
     width, height = pictures.placement.picture_wh
     beyond = (
