@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from flawline_inspect.affine import Affine, composed, resizing, similarity
 from flawline_inspect.errors import InputError, PlacementError
 from flawline_inspect.foreground import find_foreground
-from flawline_inspect.registration import Match, Motion, Template
+from flawline_inspect.registration import Match, Motion
+from flawline_inspect.template import Template
 
 __all__ = ["AlignKind", "Alignment", "Bounds", "Design", "canvas_of", "canvas_wh_for", "letterbox"]
 
@@ -141,19 +142,13 @@ class Alignment:
     def _shifted(self, canvas: NDArray[np.float32]) -> Match:
         middle = complex((canvas.shape[1] - 1) / 2, (canvas.shape[0] - 1) / 2)
         start = Match(complex(self.scale), middle)
-        farthest = _SHIFT_REACH * max(canvas.shape)
+        farthest = _RUNAWAY * _SHIFT_REACH * max(canvas.shape)
         found = []
         for template in self._templates:
             blurred = template.blurred(canvas)
             match = template.refine(blurred, [template.look_around(blurred[0], start, _SHIFT_REACH)])
-            if (
-                abs(match.middle - middle) > _RUNAWAY * farthest
-            ):  # nothing looks like the reference: judge it as it lies
-                match = replace(
-                    start,
-                    correlation=template.fine.correlation(blurred[1], start),
-                    likeness=template.fine.likeness(blurred[1], start),
-                )
+            if abs(match.middle - middle) > farthest:  # nothing looks like the reference: judge it as it lies
+                match = replace(start, correlation=template.fine.correlation(blurred[1], start))
             found.append(match)
         return max(found, key=lambda match: match.likeness)
 
@@ -167,7 +162,7 @@ class Alignment:
             )
         lowest, highest = self.motion.scales
         matches = []
-        for design, template in zip(self.designs, self._templates, strict=True):
+        for i, (design, template) in enumerate(zip(self.designs, self._templates, strict=True)):
             blurred = template.blurred(canvas)
             size = math.sqrt(foreground.area / max(1.0, design.area)) / self.scale
             likely = [min(max(size, lowest), highest)]
@@ -185,7 +180,7 @@ class Alignment:
                 guesses = [(scale, angle) for scale in sizes for angle in steps]
                 again = self._best(template, blurred, foreground.centre, guesses, _FAR_REACH)
                 match = max(match, again, key=lambda match: match.likeness)
-            matches.append(match)
+            matches.append(replace(match, design=i))
         return max(matches, key=lambda match: match.likeness)
 
     def _best(

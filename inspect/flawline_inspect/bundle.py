@@ -114,6 +114,7 @@ class FrameSection(_Section):
     """The usual size of the pictures that the model was trained on, in pixels."""
     align: AlignSection | None = None
     """None in bundles of before there was alignment."""
+    stretch: bool = False
 
     @property
     def trained_wh(self) -> tuple[int, int]:
@@ -123,6 +124,8 @@ class FrameSection(_Section):
     def is_unlike(self, wh: tuple[int, int]) -> bool:
         """Whether an area of this width and height has another aspect ratio: it would be scored where nothing was learnt."""
         width, height = self.trained_wh
+        if self.stretch:
+            return False
         return abs(wh[0] * height / (wh[1] * width) - 1) > ASPECT_TOLERANCE
 
 
@@ -276,7 +279,7 @@ class Bundle:
         self._data = data
         self.manifest_bytes, self.manifest = _verify(data, source)
         frame = self.manifest.frame
-        self.frame = FrameSpec(frame.width, frame.height, frame.bit_depth, frame.roi, self._alignment())
+        self.frame = FrameSpec(frame.width, frame.height, frame.bit_depth, frame.roi, self._alignment(), frame.stretch)
 
     @classmethod
     def open(cls, path: Path | str) -> Bundle:

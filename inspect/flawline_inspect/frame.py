@@ -68,7 +68,8 @@ class FrameSpec:
     """The model's frame: what every picture is brought to before the graph.
 
     `bit_depth` is how many bits 16-bit pictures really use (8 to 16): a 12-bit camera writes 16-bit files whose upper
-    four bits are always 0. It says nothing about 8-bit pictures.
+    four bits are always 0. It says nothing about 8-bit pictures. `stretch`: pictures fill the frame whatever their
+    aspect ratio, for parts that come in many; else the ratio is kept and the rest is border.
     """
 
     width: int
@@ -76,6 +77,7 @@ class FrameSpec:
     bit_depth: int = FULL_DEPTH
     roi: Roi | None = None
     alignment: Alignment | None = None
+    stretch: bool = False
 
     def __post_init__(self) -> None:
         for name, value in (("width", self.width), ("height", self.height)):
@@ -85,6 +87,8 @@ class FrameSpec:
                 )
         if not 8 <= self.bit_depth <= FULL_DEPTH:
             raise InputError(f"frame bit_depth is {self.bit_depth}, expected 8 to 16")
+        if self.stretch and self.alignment is not None:
+            raise InputError("a frame either stretches pictures or aligns parts, not both")
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +211,8 @@ def fit_picture(
         frame = warp(bgr, to_frame, frame_wh)
         return frame, Placement((width, height), roi, content, aligned)
 
-    left, top, content_w, content_h = letterbox((w, h), (spec.width, spec.height))
+    frame_wh = (spec.width, spec.height)
+    left, top, content_w, content_h = (0, 0, *frame_wh) if spec.stretch else letterbox((w, h), frame_wh)
     scale = min(spec.width / w, spec.height / h)
     if (content_w, content_h) != (w, h):
         interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR

@@ -14,7 +14,7 @@ from tests.train_.parts import Blur, parts
 from flawline_inspect.errors import InputError
 from flawline_inspect.frame import Placement
 from flawline_train.calibrate import Calibration, calibrate
-from flawline_train.graph import ErrorMap, InspectionGraph, run_graph
+from flawline_train.graph import ERROR_CHANNELS, ErrorMap, InspectionGraph, run_graph
 from flawline_train.threshold import threshold_from_scores
 
 F64 = NDArray[np.float64]
@@ -182,3 +182,14 @@ def test_a_diverged_network_is_refused() -> None:
         network.gain.fill_(float("nan"))
     with pytest.raises(InputError, match="non-finite"):
         calibrate(network, parts(4, (HW[1], HW[0])), PLACEMENT, false_reject_target=0.01)
+
+
+@pytest.mark.parametrize("channel", ERROR_CHANNELS)
+def test_a_method_may_choose_its_error(case: Case, channel: str) -> None:
+    """The other channels weigh nothing, the chosen one as much as it would in the mixture."""
+    network = Blur().eval()
+    network.error_channels = (channel,)
+    found = calibrate(network, case.frames, PLACEMENT, false_reject_target=0.1).error_map.weights
+    mixture = case.found.error_map.weights
+    for i, name in enumerate(ERROR_CHANNELS):
+        assert float(found[i]) == (float(mixture[i]) if name == channel else 0)

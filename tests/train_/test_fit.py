@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from types import SimpleNamespace
 from typing import ClassVar
 
@@ -259,6 +260,21 @@ def test_training_leaves_evaluation_mode_and_no_old_gradient_mode(frames: NDArra
     fit(network, frames, Budget(steps=1), seed=0, device=CPU)
     assert not any(module.training for module in network.modules())
     assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("stop", [False, True], ids=["to the end", "interrupted"])
+def test_the_network_may_finish(frames: NDArray[np.uint8], stop: bool) -> None:
+    """After the last step, once, in evaluation mode, with every training picture as it is."""
+    seen: list[Tensor] = []
+
+    class Finishing(Added):
+        def finish(self, pictures: Iterable[Tensor]) -> None:
+            assert not self.training and not seen
+            seen.extend(pictures)
+
+    fit(Finishing(), frames, Budget(steps=3), seed=0, device=CPU, should_stop=lambda: stop)
+    wanted = torch.from_numpy(frames).permute(0, 3, 1, 2) / 255
+    torch.testing.assert_close(torch.cat(seen), wanted)
 
 
 def test_it_stops_when_asked(frames: NDArray[np.uint8]) -> None:

@@ -174,7 +174,6 @@ def bundle_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.mark.parametrize("name", METHOD_NAMES)
-@torch.inference_mode()
 def test_a_network_comes_back_from_its_bundle(name: str, bundle_of: Any) -> None:
     """Method, settings, frame and every number, codebooks and priors included, are in the bundle."""
     bundle = bundle_of(name)
@@ -187,7 +186,8 @@ def test_a_network_comes_back_from_its_bundle(name: str, bundle_of: Any) -> None
     assert stored.keys() == state.keys()
     for key, tensor in state.items():
         assert torch.equal(stored[key].to(tensor.dtype), tensor), key
-    assert bool(torch.isfinite(network(unseen()[:2])).all())
+    with torch.inference_mode():
+        assert bool(torch.isfinite(network(torch.rand(2, 3, 48, 64))).all())
 
 
 def test_a_bundle_of_another_method_is_refused(bundle_of: Any) -> None:

@@ -67,7 +67,7 @@ class FlawlineModule(FittingModule, AnomalibModule):  # type: ignore[misc]  # an
         if isinstance(pre_processor, bool) and pre_processor:
             pre_processor = self.configure_pre_processor(image_size)
         AnomalibModule.__init__(self, pre_processor, post_processor, evaluator, visualizer)
-        self.network = FilteringAutoencoder(width) if network is None else network
+        self.network = FilteringAutoencoder(width, image_size) if network is None else network
         self.model = ErrorModel(self.network)
         self.share = 0.0
         self.seed = seed

@@ -12,12 +12,16 @@ from torch import nn
 
 from flawline_inspect.calibration import GoodSpread, fit_spread, leave_one_out
 from flawline_inspect.frame import Placement
-from flawline_train.graph import ERROR_CHANNELS, ErrorMap, top_pixels
+from flawline_train.graph import ERROR_CHANNELS, ErrorMap, reconstruct, top_pixels
 from flawline_train.threshold import Threshold, threshold_from_scores
+from flawline_train.weighing import damaged_copies, weigh
 
 __all__ = ["Calibration", "MapCalibration", "calibrate", "calibrate_maps"]
 
 _BATCH = 16
+
+FLOOR_SHARE = 0.1
+"""Of an error's mean over good pictures, added before its root divides: a picture rebuilt perfectly is not divided by 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,25 +64,22 @@ def calibrate(
     training again without it can tell.
     """
     device = next(network.parameters()).device
-    error_map = ErrorMap((frames.shape[1], frames.shape[2])).to(device)
-    smoothed = []  # per channel, still unweighted: smoothing and weighting may be swapped
-    for start in range(0, len(frames), _BATCH):
-        x = torch.from_numpy(frames[start : start + _BATCH]).to(device).float().permute(0, 3, 1, 2) / 255
-        channels = error_map.channels(x, network(x).clamp(0, 1))  # (B, 2, H, W)
-        n, count, height, width = channels.shape
-        flat = error_map.smooth(channels.reshape(n * count, 1, height, width))
-        smoothed.append(flat.reshape(n, count, height, width).cpu())
-        if on_progress is not None:
-            on_progress(min(start + _BATCH, len(frames)), len(frames))
-    errors = torch.cat(smoothed).numpy()  # (n, 2, H, W)
-
+    error_map = ErrorMap((frames.shape[1], frames.shape[2]), _channels(network, frames, device)).to(device)
+    good = _smoothed(error_map, network, frames, on_progress)
+    error_map.floors.copy_(torch.from_numpy(FLOOR_SHARE * good.means.mean(0)))
+    errors = good.relative(error_map)  # (n, C, H, W)
+    # Each error in units of its own typical spread over good parts: a mixture of equal weights is rarely the best single
+    # error and never the worst, so the weighing starts from it.
     left, top, content_w, content_h = placement.content
-    inside = errors[:, :, top : top + content_h, left : left + content_w]
-    # Each error in units of its own typical spread over good parts, then with equal weight: a mixture is rarely the best
-    # single error and never the worst.
-    weights = 1 / np.maximum(inside.std(0, ddof=1).mean((1, 2)), 1e-8)
-    preferred = getattr(network, "error_channels", None) or ERROR_CHANNELS
-    weights *= [channel in preferred for channel in ERROR_CHANNELS]
+    inside = np.s_[..., top : top + content_h, left : left + content_w]
+    units = 1 / np.maximum(errors[inside].std(0, ddof=1).mean((1, 2)), 1e-8)  # (C,)
+    weights = units
+    if getattr(network, "error_channels", None) is None:
+        damaged = _smoothed(error_map, network, damaged_copies(frames, placement.content)).relative(error_map)
+        in_units = units.astype(np.float32)[:, None, None]
+        weights = units * np.array(
+            weigh(error_map.names, errors[inside] * in_units, damaged[inside] * in_units, top_pixels(placement))
+        )
     error_map.weights.copy_(torch.from_numpy(weights.astype(np.float32)))
     combined = np.einsum("nchw,c->nhw", errors, weights).astype(np.float32)
 
@@ -115,3 +116,48 @@ def calibrate_maps(
         part_scores, false_reject_target, keep_suspects=keep_suspects, cross_fitted=cross_fitted
     )
     return MapCalibration(fit_spread(errors), scores, distinct, part_scores, threshold)
+
+
+@dataclass(frozen=True, slots=True)
+class _Errors:
+    """`maps` (n, C, H, W) are smoothed and not yet divided, `means` (n, C) of the same before the smoothing."""
+
+    maps: NDArray[np.float32]
+    means: NDArray[np.float32]
+
+    def relative(self, error_map: ErrorMap) -> NDArray[np.float32]:
+        """The maps, each divided as `error_map` divides it: smoothing and dividing may be swapped."""
+        divisors = np.sqrt(self.means + error_map.floors.cpu().numpy())
+        return np.asarray(self.maps / divisors[:, :, None, None], np.float32)
+
+
+def _channels(network: nn.Module, frames: NDArray[np.uint8], device: torch.device) -> tuple[str, ...]:
+    """The errors that the method asks for, else all that its reconstruction allows."""
+    preferred: tuple[str, ...] | None = getattr(network, "error_channels", None)
+    if preferred is not None:
+        return preferred
+    x = torch.from_numpy(frames[:1]).to(device).float().permute(0, 3, 1, 2) / 255
+    has_coarse = reconstruct(network, x).coarse is not None
+    return tuple(name for name in ERROR_CHANNELS if name != "coarse" or has_coarse)
+
+
+def _smoothed(
+    error_map: ErrorMap,
+    network: nn.Module,
+    frames: NDArray[np.uint8],
+    on_progress: Callable[[int, int], None] | None = None,
+) -> _Errors:
+    maps, means = [], []
+    for start in range(0, len(frames), _BATCH):
+        x = (
+            torch.from_numpy(frames[start : start + _BATCH]).to(error_map.weights.device).float().permute(0, 3, 1, 2)
+            / 255
+        )
+        channels = error_map.channels(x, reconstruct(network, x))  # (B, C, H, W)
+        n, count, height, width = channels.shape
+        means.append(channels.mean((2, 3)).cpu())
+        flat = error_map.smooth(channels.reshape(n * count, 1, height, width))
+        maps.append(flat.reshape(n, count, height, width).cpu())
+        if on_progress is not None:
+            on_progress(min(start + _BATCH, len(frames)), len(frames))
+    return _Errors(torch.cat(maps).numpy(), torch.cat(means).numpy())

@@ -2,9 +2,12 @@
 
     frames uint8 (N, H, W, 3) BGR -> scores float32 (N,), heatmaps float32 (N, H, W), expected uint8 (N, H, W, 3) BGR
 
-The error map is a weighted sum of absolute error and structural dissimilarity (1 - SSIM, Wang et al. 2004, over a
-7x7 box), smoothed once by a Gaussian and then standardised per pixel by the good parts' mean and spread. The score is
-the mean of the largest 0.3 % of the heatmap: one hot pixel is noise, a few dozen are a defect.
+Up to four errors are weighed into one map: the absolute error; structural dissimilarity (1 - SSIM) and the dissimilarity of
+gradients at three scales (1 - MSGMS), both of the grey picture; and the absolute error against the network's coarse
+reconstruction, where it has one. Each is divided by the root of its own mean over the picture: a picture that is rebuilt
+badly everywhere, because it is bright or noisy, is not defective everywhere (Poisson noise relates mean and spread
+just so). The sum is smoothed once by a Gaussian and then standardised per pixel by the good parts' mean and spread. The
+score is the mean of the largest 0.3 % of the heatmap: one hot pixel is noise, a few dozen are a defect.
 """
 
 from __future__ import annotations
@@ -26,17 +29,17 @@ from torch.nn import functional as F
 from flawline_engines.engine import MAX_BATCH
 from flawline_inspect.calibration import GoodSpread
 from flawline_inspect.frame import Placement
+from flawline_train.autoencoders import Autoencoder, Reconstruction
+from flawline_train.dissimilarity import coarse_error, gradient_dissimilarity, structural_dissimilarity
 
-__all__ = ["ErrorMap", "InspectionGraph", "onnx_from_graph", "structural_dissimilarity"]
+__all__ = ["ErrorMap", "InspectionGraph", "onnx_from_graph", "reconstruct"]
 
 OPSET = 18  # TensorRT 10.3 reads it; the exporter's default of 20 is not needed
 TOP_SHARE = 0.003
 MAX_TOP_PIXELS = 3840  # TensorRT's limit on TopK
-SSIM_WINDOW = 7
-SSIM_C1, SSIM_C2 = 0.01**2, 0.03**2
 SMOOTHING_SHARE = 2 / 128
 """Standard deviation of the smoothing, as a share of the frame's long side."""
-ERROR_CHANNELS = ("absolute", "ssim")
+ERROR_CHANNELS = ("absolute", "ssim", "msgms", "coarse")
 
 
 def top_pixels(placement: Placement) -> int:
@@ -54,24 +57,45 @@ def gaussian_taps(sigma: float, longest_radius: int = sys.maxsize) -> Tensor:
 
 
 class ErrorMap(nn.Module):
-    """Picture and reconstruction, both (B, 3, H, W) in 0-1 → smoothed reconstruction error (B, 1, H, W), weighted.
+    """Picture and reconstruction, (B, 3, H, W) in 0-1 → smoothed reconstruction error (B, 1, H, W), weighted.
 
-    For frames of `hw` (height, width). `weights` (2,) bring absolute error and structural dissimilarity to the same scale; see `calibrate`.
+    For frames of `hw` (height, width). `channels`: which of `ERROR_CHANNELS` are formed. `weights` (C,) bring them to the
+    same scale; `floors` (C,) are added to a channel's mean over the picture, whose root divides it. See `calibrate`.
     """
 
     weights: Tensor
+    floors: Tensor
     taps: Tensor
 
-    def __init__(self, hw: tuple[int, int]) -> None:
+    def __init__(self, hw: tuple[int, int], channels: tuple[str, ...] = ERROR_CHANNELS[:3]) -> None:
         super().__init__()
-        self.register_buffer("weights", torch.ones(len(ERROR_CHANNELS)))
+        if not channels or set(channels) - set(ERROR_CHANNELS):
+            raise ValueError(f"error channels are {channels}, expected some of {ERROR_CHANNELS}")
+        self.names = channels
+        self.register_buffer("weights", torch.ones(len(channels)))
+        self.register_buffer("floors", torch.ones(len(channels)))
         # Reflection at the border reaches no further than the frame is wide.
         self.register_buffer("taps", gaussian_taps(SMOOTHING_SHARE * max(hw), min(hw) - 1))
 
-    def channels(self, x: Tensor, repaired: Tensor) -> Tensor:
-        """The unsmoothed errors, (B, 2, H, W), in the order of `ERROR_CHANNELS`."""
-        absolute = (x - repaired).abs().mean(1, keepdim=True)
-        return torch.cat([absolute, structural_dissimilarity(x, repaired)], 1)
+    def channels(self, x: Tensor, found: Reconstruction) -> Tensor:
+        """The unsmoothed errors, (B, C, H, W), in the order of `names`. `found.expected` lies in 0-1."""
+        grey, expected_grey = x.mean(1, keepdim=True), found.expected.mean(1, keepdim=True)
+        out = []
+        for name in self.names:
+            if name == "absolute":
+                out.append((x - found.expected).abs().mean(1, keepdim=True))
+            elif name == "ssim":
+                out.append(structural_dissimilarity(grey, expected_grey))
+            elif name == "msgms":
+                out.append(gradient_dissimilarity(grey, expected_grey))
+            else:
+                assert found.coarse is not None, "the coarse error is formed for networks that have a coarse picture"
+                out.append(coarse_error(x, found.coarse))
+        return torch.cat(out, 1)
+
+    def divisors(self, channels: Tensor) -> Tensor:
+        """What each picture's `channels` (B, C, H, W) are divided by, (B, C, 1, 1)."""
+        return (channels.mean((2, 3), keepdim=True) + self.floors.view(1, -1, 1, 1)).sqrt()
 
     def smooth(self, errors: Tensor) -> Tensor:
         """(B, 1, H, W) → the same, by two one-dimensional convolutions."""
@@ -79,30 +103,16 @@ class ErrorMap(nn.Module):
         padded = F.pad(errors, (radius, radius, radius, radius), mode="reflect")
         return F.conv2d(F.conv2d(padded, self.taps.view(1, 1, 1, -1)), self.taps.view(1, 1, -1, 1))
 
-    def forward(self, x: Tensor, repaired: Tensor) -> Tensor:
-        weighted = (self.channels(x, repaired) * self.weights.view(1, -1, 1, 1)).sum(1, keepdim=True)
-        return self.smooth(weighted)
+    def forward(self, x: Tensor, found: Reconstruction) -> Tensor:
+        channels = self.channels(x, found)
+        factors = self.weights.view(1, -1, 1, 1) / self.divisors(channels)
+        return self.smooth((channels * factors).sum(1, keepdim=True))
 
 
-def structural_dissimilarity(x: Tensor, y: Tensor) -> Tensor:
-    """1 - SSIM, averaged over the colours: (B, 3, H, W) twice → (B, 1, H, W) in 0-2.
-
-    Written with d = x - y, whose statistics are small where x and y agree: the textbook form subtracts nearly equal
-    numbers there, and its rounding errors, divided by a small spread, would look like defects that differ by engine.
-    """
-    d = x - y
-    colours = x.shape[1]
-    stack = torch.cat([x, d, d * d, x * x + y * y], 1)
-    radius = SSIM_WINDOW // 2
-    means = F.avg_pool2d(F.pad(stack, (radius, radius, radius, radius), mode="reflect"), SSIM_WINDOW, 1)
-    mean_x, mean_d, mean_dd, mean_squares = torch.split(means, colours, 1)
-    mean_y = mean_x - mean_d
-    squares = mean_x * mean_x + mean_y * mean_y
-    luminance = mean_d * mean_d / (squares + SSIM_C1)
-    variances = (mean_squares - squares).clamp(min=0)
-    structure = (mean_dd - mean_d * mean_d).clamp(min=0) / (variances + SSIM_C2)
-    # 1 - (1 - luminance)(1 - structure), multiplied out
-    return (luminance + structure - luminance * structure).mean(1, keepdim=True)
+def reconstruct(network: nn.Module, x: Tensor) -> Reconstruction:
+    """What `network` makes of x (B, 3, H, W), its picture clamped to 0-1; a plain module's output is its picture."""
+    found = network.reconstruct(x) if isinstance(network, Autoencoder) else Reconstruction(network(x))
+    return found._replace(expected=found.expected.clamp(0, 1))
 
 
 class InspectionGraph(nn.Module):
@@ -126,10 +136,10 @@ class InspectionGraph(nn.Module):
 
     def forward(self, frames: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x = frames.float().permute(0, 3, 1, 2) / 255  # Cast first: TensorRT takes no other operation on uint8
-        repaired = self.network(x).clamp(0, 1)
-        heatmaps = (self.error_map(x, repaired)[:, 0] - self.mean) * self.inverse_spread  # (N, H, W)
+        found = reconstruct(self.network, x)
+        heatmaps = (self.error_map(x, found)[:, 0] - self.mean) * self.inverse_spread  # (N, H, W)
         scores = torch.topk(heatmaps.flatten(1), self.top_pixels, dim=1).values.mean(1)
-        expected = (repaired * 255).round().permute(0, 2, 3, 1).to(torch.uint8)
+        expected = (found.expected * 255).round().permute(0, 2, 3, 1).to(torch.uint8)
         return scores, heatmaps, expected
 
 

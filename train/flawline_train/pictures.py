@@ -34,6 +34,9 @@ MIN_PICTURES = 8
 _LOOK = 128
 """Side of the small copies in which near-duplicates are looked for."""
 
+SHAPE_SPREAD = 0.02
+"""Median deviation of the logarithm of the aspect ratio from which pictures are stretched into the frame."""
+
 CALIBRATION_SHARE = 0.25
 MIN_CALIBRATION = 3
 
@@ -79,10 +82,13 @@ class GoodPictures:
         usual, count = self.sizes.most_common(1)[0]
         if len(self.sizes) > 1:
             others = ", ".join(f"{n} of {w}x{h}" for (w, h), n in self.sizes.most_common()[1:4])
+            how = (
+                "stretched to fill it" if self.spec.stretch else "with its aspect ratio kept and its border replicated"
+            )
             more = f" and {len(self.sizes) - 4} more sizes" if len(self.sizes) > 4 else ""
             out.append(
                 f"pictures of {len(self.sizes)} sizes: {count} of {usual[0]}x{usual[1]}, {others}{more}; each was resized "
-                f"into the {self.spec.width}x{self.spec.height} frame with its aspect ratio kept and its border replicated"
+                f"into the {self.spec.width}x{self.spec.height} frame, {how}"
             )
         if self.n_16_bit:
             out.append(
@@ -158,6 +164,9 @@ def load_good_pictures(
     usual_wh = sizes.most_common(1)[0][0]
     spec = frame_for(usual_wh, size, bit_depth=_used_bits(brightest_16_bit), roi=roi)
     fitted = None if align == "none" else _fit_alignment(files, spec, usual_wh, align)
+    if (fitted is None or fitted.alignment is None) and _come_in_many_shapes(files):
+        # Borders of another width each would be the largest "defects"; filling the frame, the parts' edges coincide.
+        spec = replace(spec, stretch=True)
     if fitted is not None and fitted.alignment is not None:
         if fitted.alignment.motion.turns:
             spec = replace(frame_for(fitted.alignment.reference_wh, size, bit_depth=spec.bit_depth), roi=roi)
@@ -200,6 +209,12 @@ def _expect_enough(folder: Path, files: list[PictureFile], skipped: list[tuple[s
             f"{folder}: {len(files)} usable picture{'s' * (len(files) != 1)}{also}; at least {MIN_PICTURES} of good parts are "
             "needed, 20 to 100 are better"
         )
+
+
+def _come_in_many_shapes(files: list[PictureFile]) -> bool:
+    """Whether the pictures' aspect ratios differ so much that letterboxing would give each its own border."""
+    ratios = np.log([file.wh[0] / file.wh[1] for file in files])
+    return bool(np.median(np.abs(ratios - np.median(ratios))) > SHAPE_SPREAD)
 
 
 def _fit_alignment(

@@ -317,6 +317,7 @@ def train(
             "roi": roi,
             "picture_wh": pictures.placement.picture_wh,
             "align": align_section,
+            "stretch": pictures.spec.stretch,
         },
         "calibration": calibration_section(calibration, known, costs),
         "data": _data_section(pictures, set(map(int, held_out))),

@@ -38,10 +38,11 @@ class Batch:
 
 
 class Reconstruction(NamedTuple):
-    """`expected` (B, 3, H, W), not clamped; `spread` (B, 1, H, W) > 0, the error to be expected on good pixels, or None."""
+    """`expected` (B, 3, H, W), not clamped; `coarse` (B, 3, h, w): what the whole picture lets expect at a fraction of the
+    size, H / h = W / w, from networks that know it, else None."""
 
     expected: Tensor
-    spread: Tensor | None = None
+    coarse: Tensor | None = None
 
 
 class Autoencoder(nn.Module, ABC):
@@ -59,7 +60,7 @@ class Autoencoder(nn.Module, ABC):
         """The reconstruction, (B, 3, H, W), about 0-1 and not clamped."""
 
     def reconstruct(self, x: Tensor) -> Reconstruction:
-        """What the graph needs: the reconstruction and, from networks that predict it, the error's spread."""
+        """What the graph needs: the reconstruction, and a coarse one where the network has it."""
         return Reconstruction(self(x))
 
     def loss(self, batch: Batch) -> Tensor:

@@ -7,18 +7,23 @@ learn the identity and let every defect through.
 
 The network puts out the correction, starting from none: the kept noise makes the identity the best answer on good pixels,
 and what need not be learnt leaves its minutes of training to the repair (half the steps to the same AUROC, benchmarks/LOG.md).
+
+Beside it a linear autoencoder of the whole picture at low resolution watches for what is too large and faint to look
+like damage; see `flawline_train.autoencoders.linear`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flawline_train.autoencoders.autoencoder import Autoencoder, Batch, Corruption, repair_loss
+from flawline_train.autoencoders.autoencoder import Autoencoder, Batch, Corruption, Reconstruction, repair_loss
 from flawline_train.autoencoders.blocks import Residual, convolution, start_at_zero
+from flawline_train.autoencoders.linear import LinearAutoencoder
 
 __all__ = ["FilteringAutoencoder"]
 
@@ -30,12 +35,12 @@ class FilteringAutoencoder(Autoencoder):
     """(B, 3, H, W) in 0-1 → reconstruction of the same shape, about 0-1 (not clamped). H and W are multiples of 16.
 
     `width` is the number of channels at half resolution; cost and parameters grow with its square
-    (32: 2.3 M parameters, 12: 0.33 M).
+    (32: 2.3 M parameters, 12: 0.33 M). `frame_hw`: (H, W) of the frames.
     """
 
     corruption: ClassVar[Corruption] = "structured"
 
-    def __init__(self, width: int = 32) -> None:
+    def __init__(self, width: int = 32, frame_hw: tuple[int, int] = (128, 128)) -> None:
         super().__init__()
         c = width
         self.width = width
@@ -51,6 +56,7 @@ class FilteringAutoencoder(Autoencoder):
         last = nn.Conv2d(c, _CHANNELS * _BLOCK**2, 3, padding=1)
         start_at_zero(last)
         self.exit = nn.Sequential(last, nn.PixelShuffle(_BLOCK))
+        self.whole = LinearAutoencoder(frame_hw)
 
     def forward(self, x: Tensor) -> Tensor:
         h0, h1, h2 = self._encode(x)
@@ -68,6 +74,12 @@ class FilteringAutoencoder(Autoencoder):
 
     def loss(self, batch: Batch) -> Tensor:
         return repair_loss(self(batch.inputs), batch)
+
+    def reconstruct(self, x: Tensor) -> Reconstruction:
+        return Reconstruction(self(x), self.whole(x))
+
+    def finish(self, pictures: Iterable[Tensor]) -> None:
+        self.whole.fit(pictures)
 
     def embed(self, x: Tensor) -> Tensor:
         return self.bottom(self._encode(x)[2]).mean((2, 3))

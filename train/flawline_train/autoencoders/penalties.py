@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flawline_train.graph import structural_dissimilarity
+from flawline_train.dissimilarity import structural_dissimilarity
 
 __all__ = ["gaussian_kl", "jacobian_norm", "ssim_loss"]
 

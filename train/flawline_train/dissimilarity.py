@@ -1,0 +1,74 @@
+"""How unlike two pictures are, pixel by pixel: the errors that the graph weighs, and losses of some methods.
+
+All of them are formed from differences first, so that nothing nearly equal is subtracted late: rounding errors divided by a
+small spread would look like defects that differ by engine.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+__all__ = ["coarse_error", "gradient_dissimilarity", "structural_dissimilarity"]
+
+SSIM_WINDOW = 7
+SSIM_C1, SSIM_C2 = 0.01**2, 0.03**2
+GRADIENT_SCALES = 3
+GRADIENT_C = 0.0026
+"""Keeps flat, noisy places from looking unlike (Zavrtanik et al. 2021, RIAD)."""
+_GRADIENT_FLOOR = 1e-8
+
+
+def structural_dissimilarity(x: Tensor, y: Tensor) -> Tensor:
+    """1 - SSIM (Wang et al. 2004) over a 7x7 box, averaged over the channels: (B, C, H, W) twice → (B, 1, H, W) in 0-2.
+
+    Written with d = x - y, whose statistics are small where x and y agree; the textbook form subtracts nearly equal
+    numbers there.
+    """
+    d = x - y
+    colours = x.shape[1]
+    stack = torch.cat([x, d, d * d, x * x + y * y], 1)
+    radius = SSIM_WINDOW // 2
+    means = F.avg_pool2d(F.pad(stack, (radius, radius, radius, radius), mode="reflect"), SSIM_WINDOW, 1)
+    mean_x, mean_d, mean_dd, mean_squares = torch.split(means, colours, 1)
+    mean_y = mean_x - mean_d
+    squares = mean_x * mean_x + mean_y * mean_y
+    luminance = mean_d * mean_d / (squares + SSIM_C1)
+    variances = (mean_squares - squares).clamp(min=0)
+    structure = (mean_dd - mean_d * mean_d).clamp(min=0) / (variances + SSIM_C2)
+    # 1 - (1 - luminance)(1 - structure), multiplied out
+    return (luminance + structure - luminance * structure).mean(1, keepdim=True)
+
+
+def gradient_dissimilarity(x: Tensor, y: Tensor) -> Tensor:
+    """1 - MSGMS of grey pictures (B, 1, H, W) twice → (B, 1, H, W) in 0-1, the mean over three scales.
+
+    Gradient magnitude similarity (Xue et al. 2014) at full, half and quarter size (Zavrtanik et al. 2021). With the gradients a and
+    b, 1 - (2ab + c) / (a² + b² + c) is (a - b)² / (a² + b² + c).
+    """
+    size = x.shape[2:]
+    maps = []
+    for scale in range(GRADIENT_SCALES):
+        if scale:
+            x, y = F.avg_pool2d(x, 2), F.avg_pool2d(y, 2)
+        a, b = _gradient(x), _gradient(y)
+        unlike = (a - b).square() / (a.square() + b.square() + GRADIENT_C)
+        maps.append(F.interpolate(unlike, size=size, mode="bilinear", align_corners=False) if scale else unlike)
+    return torch.stack(maps).mean(0)
+
+
+def _gradient(x: Tensor) -> Tensor:
+    """Prewitt's gradient magnitude of (B, 1, H, W)."""
+    step = torch.tensor([[1.0, 0.0, -1.0]] * 3, device=x.device, dtype=x.dtype) / 3
+    kernels = torch.stack([step, step.T]).unsqueeze(1)  # (2, 1, 3, 3)
+    slopes = F.conv2d(F.pad(x, (1, 1, 1, 1), mode="reflect"), kernels)
+    return (slopes.square().sum(1, keepdim=True) + _GRADIENT_FLOOR).sqrt()
+
+
+def coarse_error(x: Tensor, coarse: Tensor) -> Tensor:
+    """Absolute difference of x (B, 3, H, W), reduced, and `coarse` (B, 3, h, w), brought back to size: (B, 1, H, W)."""
+    factor = x.shape[2] // coarse.shape[2]
+    small = F.avg_pool2d(x, factor) if factor > 1 else x
+    error = (small - coarse).abs().mean(1, keepdim=True)
+    return F.interpolate(error, size=x.shape[2:], mode="bilinear", align_corners=False)

@@ -1,0 +1,75 @@
+"""Which errors to believe, and how much: let withheld damage on held-out good pictures choose.
+
+No single error wins on every part (benchmarks/LOG.md). Equal weights are robust and never best; fitted weights are best where there
+are pictures to fit them with, which ten held-out ones are not. So only few mixtures compete, and the usual one wins ties.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flawline_inspect.calibration import fit_spread, leave_one_out
+from flawline_train.withheld import WITHHELD, damage
+
+__all__ = ["damaged_copies", "weigh"]
+
+USUAL = {"absolute": 0.0, "ssim": 1.0, "msgms": 1.0, "coarse": 1.0}
+OTHERS = {"absolute": (0.0, 1.0), "ssim": (1.0,), "msgms": (1.0,), "coarse": (0.0, 1.0, 3.0)}
+MARGIN = 0.01
+"""In mean AUROC over the kinds: another mixture than the usual one has to be better by more."""
+MAX_PICTURES, MIN_COPIES = 24, 24
+"""Held-out pictures that are damaged, and damaged copies a kind."""
+_STEP = 2
+"""Maps are smooth, so every second pixel each way says as much."""
+
+
+def damaged_copies(frames: NDArray[np.uint8], content: tuple[int, int, int, int]) -> NDArray[np.uint8]:
+    """Good frames (n, H, W, 3) → copies (K m, H, W, 3) with damage inside `content` (x, y, w, h), m of each of K kinds."""
+    rng = np.random.default_rng(0)
+    x, y, w, h = content
+    chosen = np.linspace(0, len(frames) - 1, min(MAX_PICTURES, len(frames))).round().astype(int)
+    chosen = np.tile(chosen, -(-MIN_COPIES // len(chosen)))
+    out = []
+    for kind in WITHHELD:
+        for frame in frames[chosen]:
+            copy = frame.copy()
+            copy[y : y + h, x : x + w] = damage(frame[y : y + h, x : x + w], kind, rng)
+            out.append(copy)
+    return np.stack(out)
+
+
+def weigh(
+    names: tuple[str, ...], good: NDArray[np.float32], damaged: NDArray[np.float32], top_pixels: int
+) -> tuple[float, ...]:
+    """Weights (C,) of the channels `names` that tell damaged pictures from good ones best.
+
+    `good` (n, C, h, w) and `damaged` (K m, C, h, w), as of `damaged_copies`, are smoothed error maps in units of the channels' own
+    spread. Every mixture is judged as the line would: standardised per pixel, scored by its `top_pixels` largest values.
+    """
+    usual = tuple(USUAL[name] for name in names)
+    best, best_auroc = usual, -1.0
+    top = max(1, top_pixels // _STEP**2)
+    good, damaged = good[:, :, ::_STEP, ::_STEP], damaged[:, :, ::_STEP, ::_STEP]
+    for weights in itertools.product(*(OTHERS[name] for name in names)):
+        mixed, hurt = (np.einsum("nchw,c->nhw", errors, np.array(weights, np.float32)) for errors in (good, damaged))
+        good_scores = _scores(leave_one_out(mixed), top)
+        hurt_scores = _scores(fit_spread(mixed).standardise(hurt), top).reshape(len(WITHHELD), -1)
+        auroc = float(np.mean([_auroc(good_scores, scores) for scores in hurt_scores])) + MARGIN * (weights == usual)
+        if auroc > best_auroc:
+            best, best_auroc = weights, auroc
+    return best
+
+
+def _scores(heatmaps: NDArray[np.float32], top: int) -> NDArray[np.float32]:
+    """(n, h, w) → (n,), the mean of the `top` largest values."""
+    flat = heatmaps.reshape(len(heatmaps), -1)
+    return np.partition(flat, flat.shape[1] - top, 1)[:, -top:].mean(1)
+
+
+def _auroc(good: NDArray[np.float32], bad: NDArray[np.float32]) -> float:
+    """Share of (good, bad) pairs in which the bad one scores higher; ties count half."""
+    difference = bad[:, None] - good[None]
+    return float((difference > 0).mean() + (difference == 0).mean() / 2)
