@@ -6,6 +6,7 @@ skip that nobody reads is a test that nobody has.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 from collections.abc import Callable
@@ -56,7 +57,17 @@ def _require_browser() -> Path:
     _unavailable(f"no browser is installed ({', '.join(_BROWSERS)})")
 
 
+def _has_gpu() -> bool:
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return True
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("needs_gpu") is not None and not _has_gpu():
+        pytest.skip("there is no NVIDIA driver (libcuda.so.1) on this machine")
     for marker in item.iter_markers("needs_data"):
         _shared_data(*marker.args)
     if item.get_closest_marker("needs_browser"):

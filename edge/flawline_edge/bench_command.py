@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import importlib.util
 import json as json_module
 import os
@@ -16,7 +17,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,7 +30,7 @@ from flawline_edge.cameras import CameraFrame
 from flawline_edge.demo_command import DEMO_BUNDLE
 from flawline_edge.station import Inspection, Station
 from flawline_engines.bench import GraphCost, graph_cost, has_precision, measure, peak_gflops
-from flawline_engines.engine import EngineKind, Precision, installed_kinds, open_engine
+from flawline_engines.engine import MODEL_MEMBERS, EngineKind, Precision, installed_kinds, open_engine
 from flawline_inspect.bundle import MODEL, Bundle
 from flawline_inspect.clock import wall_clock
 from flawline_inspect.config import EMBEDDED_BROKER, parse_config
@@ -61,7 +62,7 @@ def bench(
     bundle: Path = DEMO_BUNDLE,
     /,
     *,
-    engines: list[Literal["openvino", "onnxruntime"]] | None = None,
+    engines: list[Literal["tensorrt", "tensorrt_rtx", "openvino", "onnxruntime"]] | None = None,
     threads: list[int] | None = None,
     batches: list[int] | None = None,
     seconds: float = 1.0,
@@ -75,7 +76,8 @@ def bench(
     bundle
         A .flawline file; without it the demo's.
     engines
-        openvino or onnxruntime; may be repeated. Without it all that work here.
+        tensorrt, tensorrt_rtx, openvino or onnxruntime; may be repeated. Without it all that work here. Each is measured in
+        every precision that it and the bundle have.
     threads
         Of the engine, 0 leaves their number to it; may be repeated. Without it 1 and all cores.
     batches
@@ -149,8 +151,15 @@ def _machine(cores: int) -> _Report:
         "cores": cores,
         "system": platform.platform(),
         "python": platform.python_version(),
-        "versions": {kind: version(kind) for kind in installed_kinds()},
+        "versions": {kind: _version(kind) for kind in installed_kinds()},
     }
+
+
+def _version(kind: EngineKind) -> str:
+    try:
+        return version(kind)
+    except PackageNotFoundError:  # a system package, as a Jetson's TensorRT
+        return str(importlib.import_module(kind).__version__)
 
 
 # --- engines ---------------------------------------------------------------------------------------------------------
@@ -167,14 +176,13 @@ def _engine_rows(
 ) -> Iterator[_Report]:
     golden = [picture.fitted for picture in bundle.golden()] or [_blank(bundle)]
     for kind in dict.fromkeys(kinds):
-        precisions: list[Precision] = ["fp32"]
-        if kind == "openvino" and has_precision(kind, "bf16"):
-            precisions.append("bf16")
-        for precision in precisions:
+        for precision in _precisions(bundle, kind):
             for n in threads:
                 try:
-                    progress.print(f"{kind} {precision}, {_threads(n)}: what its convolutions reach", markup=False)
-                    peak = peak_gflops(kind, precision=precision, threads=n)
+                    peak: float | None = None
+                    if kind in ("openvino", "onnxruntime") and precision in ("fp32", "bf16"):
+                        progress.print(f"{kind} {precision}, {_threads(n)}: what its convolutions reach", markup=False)
+                        peak = peak_gflops(kind, precision=precision, threads=n)
                     with open_engine(bundle, kind, precision=precision, threads=n) as engine:
                         for batch in batches:
                             progress.print(f"{kind} {precision}, {_threads(n)}: batch {batch}", markup=False)
@@ -185,8 +193,17 @@ def _engine_rows(
                     break
 
 
+def _precisions(bundle: Bundle, kind: EngineKind) -> list[Precision]:
+    """What this engine can compute of what the bundle has."""
+    found: list[Precision] = ["fp32"]
+    if kind == "openvino" and has_precision(kind, "bf16"):
+        found.append("bf16")
+    smaller: tuple[Precision, ...] = ("fp16", "int8")
+    return [*found, *(name for name in smaller if MODEL_MEMBERS[name] in bundle.manifest.members)]
+
+
 def _engine_row(
-    engine: Any, threads: int, frames: NDArray[np.uint8], cost: GraphCost, peak: float, seconds: float
+    engine: Any, threads: int, frames: NDArray[np.uint8], cost: GraphCost, peak: float | None, seconds: float
 ) -> _Report:
     latency = measure(engine, frames, seconds=seconds)
     gflops = cost.gflop * latency.batch / latency.median_ms * 1e3
@@ -202,7 +219,7 @@ def _engine_row(
         "frames_per_s": latency.frames_per_s,
         "gflop_per_s": gflops,
         "peak_gflop_per_s": peak,
-        "share_of_peak": gflops / peak,
+        "share_of_peak": None if peak is None else gflops / peak,
     }
 
 
@@ -469,7 +486,7 @@ def _print_engines(out: Console, rows: list[_Report]) -> None:
             f"{row['p99_ms']:.2f}",
             f"{row['frames_per_s']:.0f}",
             f"{row['gflop_per_s']:.0f}",
-            f"{row['share_of_peak']:.0%}",
+            "" if row["share_of_peak"] is None else f"{row['share_of_peak']:.0%}",
         )
     out.print(table)
     out.print("peak: the best that large 3x3 convolutions reach with the same engine and threads", style="dim")

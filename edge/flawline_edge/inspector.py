@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
 
+from flawline_edge.engine_upgrade import EngineUpgrade
 from flawline_engines import Engine, open_engine
+from flawline_engines.build import build_in_child
+from flawline_engines.engine import FirstThatWorks
+from flawline_engines.parity import LIMITS
 from flawline_inspect.bundle import Bundle
 from flawline_inspect.config import EngineConfig, RecipeConfig
 from flawline_inspect.decision import Decision, DecisionRule
@@ -21,8 +28,6 @@ __all__ = ["Inspector", "Judgement"]
 
 _log = logging.getLogger(__name__)
 
-# Largest difference of a golden score, as a share of the threshold, that the self-test accepts.
-_SELF_TEST_TOLERANCE = {"fp32": 1e-3, "bf16": 0.1}
 _RAW_TOLERANCE = 0.01
 """Raw pictures also test the way to the frame, whose resizing may differ in the last bit between builds of OpenCV."""
 _WARM_UP_RUNS = 3
@@ -41,15 +46,36 @@ class Judgement:
 
 
 class Inspector:
-    """A context manager; on entering, the engine is opened, warmed up and tested with the golden pictures."""
+    """A context manager; on entering, the engine is opened, warmed up and tested with the golden pictures.
 
-    def __init__(self, number: int, recipe: RecipeConfig, engine: EngineConfig, *, roi: Roi | None = None) -> None:
+    With engine `auto`, a GPU whose plan is not compiled yet takes over between two parts when it is; `on_switch` is
+    then called by the thread that judges. Plans are kept below `state_dir`.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        recipe: RecipeConfig,
+        engine: EngineConfig,
+        *,
+        roi: Roi | None = None,
+        state_dir: Path | None = None,
+        on_switch: Callable[[], None] = lambda: None,
+    ) -> None:
         self.number = number
         self.bundle = Bundle.open(recipe.bundle)
         self.rule = DecisionRule(recipe.threshold or self.bundle.threshold, recipe.review_band)
-        self._roi = roi
-        self._opening = open_engine(self.bundle, engine.kind, precision=engine.precision, threads=engine.threads)
+        self._roi, self._state_dir, self._on_switch = roi, state_dir, on_switch
+        self._opening = open_engine(
+            self.bundle,
+            engine.kind,
+            precision=engine.precision,
+            threads=engine.threads,
+            provider=engine.provider,
+            state_dir=state_dir,
+        )
         self._engine: Engine | None = None
+        self._upgrade: EngineUpgrade | None = None
         self._is_seen = False
 
     @property
@@ -67,18 +93,27 @@ class Inspector:
         except BaseException:
             self._engine.__exit__(None, None, None)
             raise
+        prepare = upgrade_from(self._opening, self.bundle, self._state_dir)
+        if prepare is not None:
+            self._upgrade = EngineUpgrade(prepare, self._self_test).__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._engine is not None:
-            self._engine.__exit__(kind, exc, traceback)
-            self._engine = None
+        upgrade, engine = self._upgrade, self._engine
+        self._upgrade = self._engine = None
+        try:
+            if upgrade is not None:
+                upgrade.__exit__()
+        finally:
+            if engine is not None:
+                engine.__exit__(kind, exc, traceback)
 
     def judge(self, picture: NDArray[np.generic]) -> Judgement:
         """Fit, infer, decide. Raises `PictureError` and `EngineError`."""
         assert self._engine is not None, "an inspector judges only inside its `with`"
+        self._switch()
         begin = time.perf_counter()
         frame, placement = fit_picture(picture, self.bundle.frame, self._roi)
         fitted = time.perf_counter()
@@ -96,6 +131,18 @@ class Inspector:
             fit_ms=1e3 * (fitted - begin),
             infer_ms=1e3 * (inferred - fitted),
         )
+
+    def _switch(self) -> None:
+        """Take over the engine that was made ready meanwhile, if there is one: this is between two parts."""
+        if self._upgrade is None or self._engine is None:
+            return
+        better = self._upgrade.take()
+        if better is None:
+            return
+        before, self._engine = self._engine, better
+        _log.info("%s %s takes over from %s", better.kind, better.precision, before.kind)
+        self._on_switch()
+        self._upgrade.retire(before)
 
     def _note_aspect(self, placement: Placement) -> None:
         """Another region or camera than in training makes every part NotOK, which looks like a broken line: say so."""
@@ -123,7 +170,7 @@ class Inspector:
         blank = np.zeros((1, spec.height, spec.width, 3), np.uint8)
         for _ in range(_WARM_UP_RUNS):
             engine.infer(blank)
-        tolerance = _SELF_TEST_TOLERANCE[engine.precision]
+        tolerance = LIMITS[engine.precision].score
         for i, golden in enumerate(self.bundle.golden()):
             from_raw, _ = fit_picture(golden.raw, spec)
             for kind, frame, allowed in (
@@ -139,3 +186,12 @@ class Inspector:
                         "use another engine or precision"
                     )
         _log.info("%s passed its self-test on %s %s", self.bundle.model_id, engine.kind, engine.precision)
+
+
+def upgrade_from(opening: Engine, bundle: Bundle, state_dir: Path | None) -> Callable[[threading.Event], Engine] | None:
+    """What makes a faster engine than the one that was opened, if `auto` passed one over for want of a plan."""
+    kind = opening.worth_building if isinstance(opening, FirstThatWorks) else None
+    if kind is None or state_dir is None:
+        return None
+    _log.info("a plan for %s is compiled in the background; until then the station serves without the GPU", kind)
+    return lambda stop: build_in_child(bundle, kind, precision=opening.precision, state_dir=state_dir, stop=stop)

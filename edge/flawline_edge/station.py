@@ -60,7 +60,12 @@ class Station:
         self._observers = tuple(observers)
         self._camera = camera or open_camera(config.cameras[0].source)
         self._inspector = Inspector(
-            config.recipe, config.recipes[config.recipe], config.engine, roi=config.cameras[0].roi
+            config.recipe,
+            config.recipes[config.recipe],
+            config.engine,
+            roi=config.cameras[0].roi,
+            state_dir=config.state_dir,
+            on_switch=self._on_switch,
         )
         self._state = StationState("starting", "", config.recipe, self._inspector.bundle.model_id, "", "", "")
         self._commands: TriggerCommands | None = None
@@ -178,6 +183,11 @@ class Station:
         if (state, reason) != (self._state.state, self._state.reason):
             _log.info("%s: %s%s", self.config.station, state, f" ({reason})" if reason else "")
         self._state = replace(self._state, state=state, reason=reason)
+        self._publisher.set_state(self._state)
+
+    def _on_switch(self) -> None:
+        """Another engine serves from the next part on."""
+        self._state = replace(self._state, engine=self._inspector.engine_kind, precision=self._inspector.precision)
         self._publisher.set_state(self._state)
 
     def _on_command(self, name: str, payload: bytes, retained: bool) -> None:

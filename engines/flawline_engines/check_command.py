@@ -76,9 +76,10 @@ def check(
     roi
         Region of interest instead of the bundle's: x y width height, in pixels.
     engine
-        auto, openvino or onnxruntime.
+        auto, tensorrt, tensorrt_rtx, openvino or onnxruntime.
     precision
-        fp32, or bf16 where OpenVINO and the processor have it.
+        fp32; fp16 or int8 for a bundle that `flawline quantize` has been through; bf16 where OpenVINO and the processor
+        have it.
     threads
         0 leaves their number to the engine.
     """

@@ -6,10 +6,12 @@ that says what is missing.
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import logging
 import platform
 from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
 from typing import Literal, NamedTuple, Protocol
 
@@ -19,15 +21,38 @@ from numpy.typing import NDArray
 from flawline_inspect.bundle import MODEL, Bundle
 from flawline_inspect.errors import EngineError
 
-__all__ = ["Engine", "EngineKind", "Inference", "Precision", "open_engine"]
+__all__ = [
+    "Engine",
+    "EngineKind",
+    "Inference",
+    "MissingPlanError",
+    "Precision",
+    "Provider",
+    "installed_kinds",
+    "model_for",
+    "open_engine",
+]
 
 _log = logging.getLogger(__name__)
 
 MAX_BATCH = 64
 """Frames in one call; the graph is exported, and TensorRT plans are built, for 1 to this many."""
 
-EngineKind = Literal["auto", "openvino", "onnxruntime"]
-Precision = Literal["fp32", "bf16"]
+EngineKind = Literal["auto", "tensorrt", "tensorrt_rtx", "openvino", "onnxruntime"]
+Precision = Literal["fp32", "bf16", "fp16", "int8"]
+Provider = Literal["auto", "cpu", "cuda", "tensorrt"]
+"""Of ONNX Runtime: which of its own backends computes. `auto` takes CUDA where it is built in, else the CPU."""
+
+GPU_KINDS: tuple[EngineKind, ...] = ("tensorrt", "tensorrt_rtx")
+_FASTEST_FIRST: tuple[EngineKind, ...] = (*GPU_KINDS, "openvino", "onnxruntime")
+
+MODEL_MEMBERS: dict[Precision, str] = {
+    "fp32": MODEL,
+    "bf16": MODEL,  # a hint to OpenVINO, not a file
+    "fp16": "model.fp16.onnx",
+    "int8": "model.int8.onnx",
+}
+"""The bundle's member that holds the graph of a precision."""
 
 
 class Inference(NamedTuple):
@@ -48,7 +73,7 @@ class Engine(Protocol):
     def kind(self) -> str: ...
 
     @property
-    def precision(self) -> str: ...
+    def precision(self) -> Precision: ...
 
     def infer(self, frames: NDArray[np.uint8]) -> Inference:
         """`frames` (N, H, W, 3) BGR uint8, N from 1 to 64. Raises `EngineError`; the results are the caller's own."""
@@ -61,6 +86,10 @@ class Engine(Protocol):
     ) -> None: ...
 
 
+class MissingPlanError(EngineError):
+    """A GPU could serve, but no plan is compiled for it yet (or the one that is there cannot be used)."""
+
+
 def checked_frames(frames: NDArray[np.uint8], hw: tuple[int, int]) -> NDArray[np.uint8]:
     """The frames, contiguous. Raises `EngineError` with found and expected: an engine never transposes quietly."""
     fits = frames.dtype == np.uint8 and frames.ndim == 4 and frames.shape[1:] == (*hw, 3)
@@ -70,15 +99,42 @@ def checked_frames(frames: NDArray[np.uint8], hw: tuple[int, int]) -> NDArray[np
     return np.ascontiguousarray(frames)
 
 
+def model_for(bundle: Bundle, precision: Precision) -> bytes:
+    """The ONNX file of this precision. Raises `EngineError` when the bundle has none."""
+    name = MODEL_MEMBERS[precision]
+    if name not in bundle.manifest.members:
+        raise EngineError(
+            f"{bundle.source}: has no {precision} graph ({name}); `flawline quantize {bundle.source} --precisions "
+            f"{precision}` adds it, or use precision fp32"
+        )
+    return bundle.member(name)
+
+
 def open_engine(
-    bundle: Bundle, kind: EngineKind = "auto", *, precision: Precision = "fp32", threads: int = 0
+    bundle: Bundle,
+    kind: EngineKind = "auto",
+    *,
+    precision: Precision = "fp32",
+    threads: int = 0,
+    provider: Provider = "auto",
+    state_dir: Path | None = None,
 ) -> Engine:
     """An engine for the bundle, to be entered with `with`.
 
-    `auto` takes OpenVINO on x86 and else ONNX Runtime; each step down is logged once with its reason. `threads`
-    0 leaves their number to the engine. Raises `EngineError` for a kind or precision that this machine cannot give.
+    `auto` takes TensorRT or TensorRT-RTX where a plan is stored for this GPU, OpenVINO on x86, else ONNX Runtime; each
+    step down is logged once with its reason. TensorRT asked for by name compiles a missing plan on entering, which
+    takes minutes. `threads` 0 leaves their number to the engine; `provider` is ONNX Runtime's; `state_dir` is where plans
+    are kept, by default the user's cache folder. Raises `EngineError` for a kind or precision that this machine
+    cannot give.
     """
-    model, hw = bundle.member(MODEL), (bundle.frame.height, bundle.frame.width)
+    if kind not in ("auto", *_FASTEST_FIRST):
+        raise EngineError(f"engine {kind!r} is unknown; expected auto, {', '.join(_FASTEST_FIRST)}")
+    model, hw = model_for(bundle, precision), (bundle.frame.height, bundle.frame.width)
+
+    def tensorrt(module: Literal["tensorrt", "tensorrt_rtx"]) -> Engine:
+        from flawline_engines.build import open_tensorrt
+
+        return open_tensorrt(bundle, module, precision=precision, state_dir=state_dir, compile_missing=kind != "auto")
 
     def openvino() -> Engine:
         from flawline_engines.open_vino import OpenVinoEngine
@@ -88,56 +144,71 @@ def open_engine(
     def onnxruntime() -> Engine:
         from flawline_engines.onnx_runtime import OnnxRuntimeEngine
 
-        if precision != "fp32":
-            raise EngineError(
-                f"onnxruntime computes in fp32, asked for {precision}; use engine openvino or precision fp32"
-            )
-        return OnnxRuntimeEngine(model, hw, threads=threads)
+        return OnnxRuntimeEngine(model, hw, precision=precision, threads=threads, provider=provider)
 
-    if kind == "openvino":
-        return openvino()
-    if kind == "onnxruntime":
-        return onnxruntime()
-    if kind == "auto":
-        return _FirstThatWorks({"openvino": openvino, "onnxruntime": onnxruntime})
-    raise EngineError(f"engine {kind!r} is unknown; expected auto, openvino or onnxruntime")
+    candidates: dict[EngineKind, Callable[[], Engine]] = {
+        "tensorrt": lambda: tensorrt("tensorrt"),
+        "tensorrt_rtx": lambda: tensorrt("tensorrt_rtx"),
+        "openvino": openvino,
+        "onnxruntime": onnxruntime,
+    }
+    return FirstThatWorks(candidates, precision) if kind == "auto" else candidates[kind]()
 
 
 def installed_kinds() -> list[EngineKind]:
     """The engines that this machine can open, fastest first."""
-    kinds: tuple[EngineKind, ...] = ("openvino", "onnxruntime")
-    return [kind for kind in kinds if not _why_not(kind)]
+    return [kind for kind in _FASTEST_FIRST if not _why_not(kind)]
 
 
-def _why_not(kind: str) -> str:
+def _why_not(kind: EngineKind) -> str:
     if kind == "openvino" and platform.machine().lower() not in ("x86_64", "amd64"):
         return f"it is for x86, this is {platform.machine()}"
-    return "" if importlib.util.find_spec(kind) else "it is not installed"
+    if not importlib.util.find_spec(kind):
+        return "it is not installed"
+    return "there is no NVIDIA driver (libcuda.so.1)" if kind in GPU_KINDS and not _has_driver() else ""
 
 
-class _FirstThatWorks:
-    """`auto`: on entering, the first engine that can be opened."""
+def _has_driver() -> bool:
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return True
+
+
+class FirstThatWorks:
+    """`auto`: on entering, the first engine that can be opened.
+
+    `worth_building` then names the GPU engine that was passed over only because its plan is not compiled yet.
+    """
 
     kind = "auto"
-    precision = "fp32"
 
-    def __init__(self, candidates: dict[str, Callable[[], Engine]]) -> None:
+    def __init__(self, candidates: dict[EngineKind, Callable[[], Engine]], precision: Precision) -> None:
         self._candidates = candidates
         self._entered: Engine | None = None
+        self.precision = precision
+        self.worth_building: EngineKind | None = None
 
     def __enter__(self) -> Engine:
         reasons = []
+        self.worth_building = None
         for name, build in self._candidates.items():
             reason = _why_not(name)
+            # A laptop without a GPU steps down from nothing; a station without OpenVINO lacks what it should have.
+            level = logging.INFO if reason and name in GPU_KINDS else logging.WARNING
             if not reason:
                 try:
                     self._entered = build().__enter__()
+                except MissingPlanError as exc:
+                    self.worth_building = self.worth_building or name
+                    reason = str(exc)
                 except EngineError as exc:
                     reason = str(exc)
                 else:
                     return self._entered
             reasons.append(f"{name}: {reason}")
-            _log.warning("engine %s is left out: %s", name, reason)
+            _log.log(level, "engine %s is left out: %s", name, reason)
         raise EngineError(f"no engine works here ({'; '.join(reasons)})")
 
     def __exit__(

@@ -1,4 +1,7 @@
-"""ONNX Runtime on the CPU: runs everywhere, and is the reference that every other engine is measured against."""
+"""ONNX Runtime: runs everywhere, and is on the CPU in fp32 the reference that every other engine is measured against.
+
+With `onnxruntime-gpu` in place of `onnxruntime` it computes on an NVIDIA GPU through its CUDA or TensorRT backend.
+"""
 
 from __future__ import annotations
 
@@ -9,22 +12,37 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flawline_engines.engine import Inference, checked_frames
+from flawline_engines.engine import Inference, Precision, Provider, checked_frames
 from flawline_inspect.errors import EngineError
 
 __all__ = ["OnnxRuntimeEngine"]
 
 _ERRORS_ONLY = 3
+_PROVIDERS: dict[Provider, str] = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+}
 
 
 class OnnxRuntimeEngine:
-    """`model` is the ONNX file's bytes, `hw` the frame's height and width."""
+    """`model` is the ONNX file's bytes, which decide the precision; `hw` the frame's height and width."""
 
     kind = "onnxruntime"
-    precision = "fp32"
 
-    def __init__(self, model: bytes, hw: tuple[int, int], *, threads: int = 0) -> None:
-        self._model, self._hw, self._threads = model, hw, threads
+    def __init__(
+        self,
+        model: bytes,
+        hw: tuple[int, int],
+        *,
+        precision: Precision = "fp32",
+        threads: int = 0,
+        provider: Provider = "cpu",
+    ) -> None:
+        if precision == "bf16":
+            raise EngineError("onnxruntime computes in fp32, asked for bf16; use engine openvino or precision fp32")
+        self._model, self._hw, self._threads, self._provider = model, hw, threads, provider
+        self.precision: Precision = precision
         self._session: Any = None
 
     def __enter__(self) -> OnnxRuntimeEngine:
@@ -41,11 +59,34 @@ class OnnxRuntimeEngine:
         options.log_severity_level = _ERRORS_ONLY
         # Spinning threads burn the cores that capture and MQTT need between two parts.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        wanted = self._wanted(ort.get_available_providers())
         try:
-            self._session = ort.InferenceSession(self._model, options, providers=["CPUExecutionProvider"])
+            self._session = ort.InferenceSession(self._model, options, providers=wanted)
         except Exception as exc:  # ONNX Runtime's own exceptions share no base but Exception
             raise EngineError(f"onnxruntime cannot load the graph: {_first_line(exc)}") from exc
+        # Where a backend's libraries or the GPU are missing ONNX Runtime goes on with the CPU and says so in a log line only.
+        if self._provider not in ("auto", "cpu") and self._session.get_providers()[0] != _PROVIDERS[self._provider]:
+            self._session = None
+            raise EngineError(
+                f"onnxruntime could not start its {self._provider} backend and would have used the CPU; check the GPU, its "
+                "driver and the libraries that this onnxruntime-gpu needs, or use provider cpu"
+            )
         return self
+
+    def _wanted(self, available: list[str]) -> list[Any]:
+        """Backends in order of preference; the CPU always last, for operators that the others lack."""
+        named = self._provider
+        if named == "auto":
+            named = "cuda" if _PROVIDERS["cuda"] in available else "cpu"
+        elif _PROVIDERS[named] not in available:
+            raise EngineError(
+                f"this onnxruntime has no {named} backend; pip uninstall onnxruntime, pip install onnxruntime-gpu, or use "
+                "provider cpu"
+            )
+        # TF32 would round the inputs of fp32 convolutions to 10 bits.
+        cuda = (_PROVIDERS["cuda"], {"use_tf32": "0"})
+        chain: dict[str, list[Any]] = {"cpu": [], "cuda": [cuda], "tensorrt": [_PROVIDERS["tensorrt"], cuda]}
+        return [*chain[named], _PROVIDERS["cpu"]]
 
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None

@@ -15,19 +15,23 @@ from flawline_inspect.errors import EngineError
 __all__ = ["OpenVinoEngine"]
 
 # Left alone, OpenVINO computes in bf16 wherever the processor can: a score then depends on the machine. So the hint is set always.
-_PRECISION_HINTS: dict[Precision, str] = {"fp32": "f32", "bf16": "bf16"}
+_PRECISION_HINTS: dict[Precision, str] = {"fp32": "f32", "bf16": "bf16", "fp16": "f32", "int8": "f32"}
 
 
 class OpenVinoEngine:
-    """`model` is the ONNX file's bytes, `hw` the frame's height and width."""
+    """`model` is the ONNX file's bytes, `hw` the frame's height and width.
+
+    fp16 and int8 are what `model` says they are, and the rest of it is float32. Compiled models are not cached on disk:
+    loading one took no less time than compiling, and one with a few bytes damaged was loaded and inferred wrongly.
+    """
 
     kind = "openvino"
 
     def __init__(self, model: bytes, hw: tuple[int, int], *, precision: Precision = "fp32", threads: int = 0) -> None:
         if precision not in _PRECISION_HINTS:
-            raise EngineError(f"openvino has no precision {precision!r}; expected {' or '.join(_PRECISION_HINTS)}")
+            raise EngineError(f"openvino has no precision {precision!r}; expected {', '.join(_PRECISION_HINTS)}")
         self._model, self._hw, self._threads = model, hw, threads
-        self.precision = precision
+        self.precision: Precision = precision
         self._compile: Callable[[int], Any] | None = None
         self._requests: dict[int, Any] = {}
 

@@ -91,6 +91,22 @@ _add(
     "flawline sample part.flawline --out drawn/", "flawline sample part.flawline -n 16 --out drawn/ --seed 7",
 )  # fmt: skip
 _add(
+    app, "quantize", "flawline_train.quantize_command:quantize_command", _MODEL,
+    "Add half precision and int8 graphs to a bundle.",
+    "flawline quantize part.flawline", "flawline quantize part.flawline --precisions int8 --pictures good_parts/",
+)  # fmt: skip
+_add(
+    app, "build", "flawline_engines.build_command:build", _MODEL,
+    "Compile a bundle for the GPU in this machine, and hold the result against the reference.",
+    "flawline build part.flawline", "flawline build part.flawline --precision fp16 --state-dir state/",
+    "flawline build part.flawline --builder-only",
+)  # fmt: skip
+_add(
+    app, "parity", "flawline_engines.parity_command:parity", _TOOLS,
+    "Hold an engine against ONNX Runtime in fp32.",
+    "flawline parity part.flawline --engine openvino", "flawline parity part.flawline --engine tensorrt --precision fp16",
+)  # fmt: skip
+_add(
     app, "bench", "flawline_edge.bench_command:bench", _TOOLS,
     "Measure latency, throughput and what the daemon adds.",
     "flawline bench part.flawline", "flawline bench part.flawline --json --threads 1 --batches 1",

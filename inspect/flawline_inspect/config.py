@@ -219,8 +219,16 @@ class RecipeConfig(_Section):
 
 
 class EngineConfig(_Section):
-    kind: Literal["auto", "openvino", "onnxruntime"] = _key("auto takes the fastest that works here", default="auto")
-    precision: Literal["fp32", "bf16"] = _key("bf16 needs OpenVINO on a processor that has it", default="fp32")
+    kind: Literal["auto", "tensorrt", "tensorrt_rtx", "openvino", "onnxruntime"] = _key(
+        "auto takes the fastest that works here, and another while a GPU's plan is compiled", default="auto"
+    )
+    precision: Literal["fp32", "bf16", "fp16", "int8"] = _key(
+        "fp16 and int8 need a bundle that `flawline quantize` has been through; bf16 needs OpenVINO on a processor that has it",
+        default="fp32",
+    )
+    provider: Literal["auto", "cpu", "cuda", "tensorrt"] = _key(
+        "which backend onnxruntime computes with; auto takes CUDA where onnxruntime-gpu is installed", default="auto"
+    )
     threads: int = _key("0 lets the engine choose; fewer leave cores to others", default=0, ge=0, le=256)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import platform
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -13,8 +14,9 @@ from tests.inspect_.bundles import small_manifest, small_members
 
 import flawline_engines
 from flawline_engines import Engine, Inference, open_engine
+from flawline_engines import engine as engine_module
 from flawline_engines.bench import convolution_model, has_precision
-from flawline_engines.engine import installed_kinds
+from flawline_engines.engine import installed_kinds, model_for
 from flawline_engines.onnx_runtime import OnnxRuntimeEngine
 from flawline_engines.open_vino import OpenVinoEngine
 from flawline_inspect.bundle import MODEL, Bundle, bundle_bytes
@@ -135,7 +137,9 @@ def test_named_engine_is_that_engine(bundle: Bundle, kind: str) -> None:
 
 def test_unknown_engine(bundle: Bundle) -> None:
     """The error lists those that there are."""
-    with pytest.raises(EngineError, match="'abacus' is unknown; expected auto, openvino or onnxruntime"):
+    with pytest.raises(
+        EngineError, match="'abacus' is unknown; expected auto, tensorrt, tensorrt_rtx, openvino, onnxruntime"
+    ):
         open_engine(bundle, "abacus")  # type: ignore[arg-type]
 
 
@@ -154,7 +158,7 @@ def test_bf16_without_openvino_is_refused(bundle: Bundle, without) -> None:
 
 def test_openvino_knows_its_precisions(model: bytes) -> None:
     """A precision that it has not is named with those it has."""
-    with pytest.raises(EngineError, match="'int3'; expected fp32 or bf16"):
+    with pytest.raises(EngineError, match="'int3'; expected fp32, bf16, fp16, int8"):
         OpenVinoEngine(model, HW, precision="int3")  # type: ignore[arg-type]
 
 
@@ -266,3 +270,97 @@ def test_damaged_graph_is_one_line(model: bytes, kind: str, damage: str) -> None
     assert str(caught.value).startswith(f"{kind} cannot load the graph: ")
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) > len(f"{kind} cannot load the graph: ")
+
+
+# --- precisions and providers ----------------------------------------------------------------------------------------
+
+
+def test_each_precision_has_its_member(model: bytes) -> None:
+    """fp32 and bf16 share a graph, fp16 and int8 have their own, and one that is not there is named with its cure."""
+    members = small_members() | {MODEL: model, "model.fp16.onnx": b"half", "model.int8.onnx": b"bytes"}
+    whole = Bundle(bundle_bytes(small_manifest(), members), "part.flawline")
+    assert model_for(whole, "fp32") == model_for(whole, "bf16") == model
+    assert (model_for(whole, "fp16"), model_for(whole, "int8")) == (b"half", b"bytes")
+    with pytest.raises(
+        EngineError, match=r"has no fp16 graph \(model\.fp16\.onnx\); `flawline quantize test --precisions fp16`"
+    ):
+        open_engine(bundle_with(model), precision="fp16")
+
+
+@pytest.mark.parametrize("provider", ["auto", "cpu"])
+def test_onnxruntime_without_a_gpu(bundle: Bundle, provider: Any) -> None:
+    """`auto` is the CPU where no other backend is built in."""
+    with open_engine(bundle, "onnxruntime", provider=provider, threads=1) as engine:
+        assert len(engine.infer(some_frames(2)).scores) == 2
+
+
+@pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
+def test_a_backend_that_is_not_built_in(bundle: Bundle, provider: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked for by name it is an error that says what to install."""
+    import onnxruntime
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    with pytest.raises(EngineError, match=f"has no {provider} backend; .*pip install onnxruntime-gpu"):
+        open_engine(bundle, "onnxruntime", provider=provider).__enter__()
+
+
+class FakeSession:
+    """ONNX Runtime's session, as it behaves with and without a GPU."""
+
+    asked: ClassVar[list[Any]] = []
+    starts = True
+
+    def __init__(self, model: bytes, options: Any, providers: list[Any]) -> None:
+        FakeSession.asked = providers
+
+    def get_providers(self) -> list[str]:
+        first = FakeSession.asked[0] if FakeSession.starts else "CPUExecutionProvider"
+        return [first if isinstance(first, str) else first[0]]
+
+
+@pytest.mark.parametrize(
+    ("provider", "order"),
+    [
+        ("auto", ["CUDAExecutionProvider", "CPUExecutionProvider"]),
+        ("cpu", ["CPUExecutionProvider"]),
+        ("cuda", ["CUDAExecutionProvider", "CPUExecutionProvider"]),
+        ("tensorrt", ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]),
+    ],
+)
+def test_backends_in_their_order(
+    model: bytes, provider: Any, order: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With onnxruntime-gpu; CUDA without TF32. One that falls back to the CPU in silence is refused if it was named."""
+    import onnxruntime
+
+    everything = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: everything)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", FakeSession)
+    with OnnxRuntimeEngine(model, HW, provider=provider):
+        assert [name if isinstance(name, str) else name[0] for name in FakeSession.asked] == order
+        assert all(name[1] == {"use_tf32": "0"} for name in FakeSession.asked if not isinstance(name, str))
+    monkeypatch.setattr(FakeSession, "starts", False)
+    if provider in ("auto", "cpu"):
+        with OnnxRuntimeEngine(model, HW, provider=provider):
+            pass
+    else:
+        with pytest.raises(EngineError, match=f"could not start its {provider} backend and would have used the CPU"):
+            OnnxRuntimeEngine(model, HW, provider=provider).__enter__()
+
+
+@pytest.mark.parametrize(("driver", "kinds"), [(False, []), (True, ["tensorrt", "tensorrt_rtx"])])
+def test_gpu_engines_need_a_driver(
+    driver: bool, kinds: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, bundle: Bundle
+) -> None:
+    """Installed is not enough, and a laptop without a GPU is told so in the log only where somebody looks."""
+    real = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: name.startswith("tensorrt") or real(name, *rest)
+    )
+    monkeypatch.setattr(engine_module, "_has_driver", lambda: driver)
+    assert [kind for kind in installed_kinds() if kind.startswith("tensorrt")] == kinds
+    if not driver:
+        with caplog.at_level(logging.INFO), open_engine(bundle):
+            pass
+        levels = {record.levelname for record in caplog.records if "no NVIDIA driver" in record.message}
+        assert levels == {"INFO"}

@@ -220,14 +220,18 @@ def commands(of: App = app, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]
 
 
 COMMANDS = [
-    ("bench",), ("bundle", "show"), ("bundle", "verify"), ("check",), ("config", "check"), ("config", "schema"),
-    ("demo",), ("eval",), ("report",), ("run",), ("sample",), ("simulate",), ("train",),
+    ("bench",), ("build",), ("bundle", "show"), ("bundle", "verify"), ("check",), ("config", "check"), ("config", "schema"),
+    ("demo",), ("eval",), ("parity",), ("quantize",), ("report",), ("run",), ("sample",), ("simulate",),
+    ("train",),
 ]  # fmt: skip
 MODULES = {
     "bench": "flawline_edge.bench_command",
+    "build": "flawline_engines.build_command",
     "check": "flawline_engines.check_command",
     "demo": "flawline_edge.demo_command",
     "eval": "flawline_train.eval_command",
+    "parity": "flawline_engines.parity_command",
+    "quantize": "flawline_train.quantize_command",
     "report": "flawline_train.report_command",
     "run": "flawline_edge.run_command",
     "sample": "flawline_train.sample_command",
