@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from flawline_inspect.errors import FlawlineError, InputError
 from flawline_train import fit as fitting
+from flawline_train import trainer
 from flawline_train.autoencoders import Autoencoder, Batch, Corruption, FilteringAutoencoder
 from flawline_train.autoencoders.autoencoder import repair_loss
 from flawline_train.corruption import VISIBLE
@@ -63,8 +64,9 @@ class Plain(Repairing):
 
 
 def batch_of(frames: NDArray[np.uint8], rng: np.random.Generator | int) -> tuple[Tensor, Tensor, Tensor]:
-    """What `fit` shows a repairing network: inputs, target and mask."""
-    batch = fitting.make_batch(frames, "structured", 0.0, np.random.default_rng(rng), CPU)
+    """What `fit` shows a repairing network in its first step: inputs, target and mask."""
+    rng = fitting.batch_rng(rng, 0) if isinstance(rng, int) else rng
+    batch = fitting.make_batch(frames, "structured", 0.0, rng, CPU)
     return batch.inputs, batch.target, batch.mask
 
 
@@ -297,8 +299,10 @@ def test_progress_is_told_every_step(frames: NDArray[np.uint8]) -> None:
 def test_a_budget_of_time_ends(frames: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch) -> None:
     """With a clock that moves 1 s each time it is read, training ends once the moment is reached, share 1 included."""
     ticks = iter(range(10_000))
-    monkeypatch.setattr(fitting, "time", SimpleNamespace(monotonic=lambda: float(next(ticks))))
+    clock = SimpleNamespace(monotonic=lambda: float(next(ticks)))
+    monkeypatch.setattr(fitting, "time", clock)
+    monkeypatch.setattr(trainer, "time", clock)
     seen: list[FitProgress] = []
-    result = fit(Added(), frames, Budget(until=20.0), seed=0, device=CPU, on_progress=seen.append)
-    assert 5 <= result.steps <= 20 and not result.interrupted
+    result = fit(Added(), frames, Budget(until=40.0), seed=0, device=CPU, on_progress=seen.append)
+    assert 5 <= result.steps <= 40 and not result.interrupted
     assert max(progress.share for progress in seen) <= 1

@@ -44,7 +44,9 @@ def test_the_methods_are_these() -> None:
 
 def test_an_unknown_method_is_the_users_mistake(tmp_path: Path) -> None:
     """One sentence that lists the names, before any picture is read."""
-    with pytest.raises(InputError, match=r"--method is 'gan', expected one of filtering, vanilla, .*attention$"):
+    with pytest.raises(
+        InputError, match=r"--method is 'gan', expected one of filtering, vanilla, .*attention, or anomalib:NAME$"
+    ):
         build("gan", 4, HW)
     with pytest.raises(InputError, match="--method is 'gan'"):
         train(tmp_path / "nothing here", tmp_path / "part.flawline", method="gan")

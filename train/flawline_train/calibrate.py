@@ -16,7 +16,7 @@ from flawline_train.graph import ERROR_CHANNELS, ErrorMap, reconstruct, top_pixe
 from flawline_train.threshold import Threshold, threshold_from_scores
 from flawline_train.weighing import damaged_copies, weigh
 
-__all__ = ["Calibration", "calibrate"]
+__all__ = ["Calibration", "MapCalibration", "calibrate", "calibrate_maps"]
 
 _BATCH = 16
 
@@ -25,17 +25,23 @@ FLOOR_SHARE = 0.1
 
 
 @dataclass(frozen=True, slots=True)
-class Calibration:
+class MapCalibration:
     """`scores` (n,) are those of the n pictures, each by maps without its part; `good` are the maps over all n, for the
     graph. `parts` are the held-out parts in the order of their pictures, `part_scores` their largest scores, from
     which `threshold` follows."""
 
-    error_map: ErrorMap
     good: GoodSpread
     scores: NDArray[np.float32]
     parts: tuple[str, ...]
     part_scores: NDArray[np.float32]
     threshold: Threshold
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration(MapCalibration):
+    """With the error map, weighted."""
+
+    error_map: ErrorMap
 
 
 @torch.inference_mode()
@@ -77,9 +83,31 @@ def calibrate(
     error_map.weights.copy_(torch.from_numpy(weights.astype(np.float32)))
     combined = np.einsum("nchw,c->nhw", errors, weights).astype(np.float32)
 
-    names = [str(i) for i in range(len(frames))] if parts is None else list(parts)
-    heatmaps = leave_one_out(combined, names)[:, top : top + content_h, left : left + content_w]
-    pixels = heatmaps.reshape(len(frames), -1)
+    maps = calibrate_maps(
+        combined,
+        placement,
+        false_reject_target=false_reject_target,
+        parts=parts,
+        keep_suspects=keep_suspects,
+        cross_fitted=cross_fitted,
+    )
+    return Calibration(maps.good, maps.scores, maps.parts, maps.part_scores, maps.threshold, error_map)
+
+
+def calibrate_maps(
+    errors: NDArray[np.float32],
+    placement: Placement,
+    *,
+    false_reject_target: float,
+    parts: Sequence[str] | None = None,
+    keep_suspects: bool = False,
+    cross_fitted: NDArray[np.floating] | None = None,
+) -> MapCalibration:
+    """Calibrate with the raw error maps (n, H, W) of held-out good pictures, whoever made them. Arguments as in `calibrate`."""
+    left, top, content_w, content_h = placement.content
+    names = [str(i) for i in range(len(errors))] if parts is None else list(parts)
+    heatmaps = leave_one_out(errors, names)[:, top : top + content_h, left : left + content_w]
+    pixels = heatmaps.reshape(len(errors), -1)
     scores = np.sort(pixels, 1)[:, -top_pixels(placement) :].mean(1, dtype=np.float32)
     distinct = tuple(dict.fromkeys(names))
     largest = {part: max(float(s) for s, name in zip(scores, names, strict=True) if name == part) for part in distinct}
@@ -87,7 +115,7 @@ def calibrate(
     threshold = threshold_from_scores(
         part_scores, false_reject_target, keep_suspects=keep_suspects, cross_fitted=cross_fitted
     )
-    return Calibration(error_map, fit_spread(combined), scores, distinct, part_scores, threshold)
+    return MapCalibration(fit_spread(errors), scores, distinct, part_scores, threshold)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,9 +7,7 @@ the network may not blur, only repair. With corruption `noise` the target is the
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import math
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,15 +16,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from flawline_inspect.errors import FlawlineError, InputError
+from flawline_inspect.errors import InputError
 from flawline_train.autoencoders import Autoencoder, Batch, Corruption
 from flawline_train.corruption import corrupt, jitter
 
-__all__ = ["Budget", "FitProgress", "FitResult", "choose_device", "fit", "make_batch"]
-
-_log = logging.getLogger(__name__)
+__all__ = ["Budget", "FitProgress", "FitResult", "batch_rng", "check_devices", "choose_device", "fit", "make_batch"]
 
 BATCH_SIZE = 8
 LEARNING_RATE = 1e-3
@@ -35,6 +31,9 @@ WARMUP_STEPS = 100
 FINAL_RATE = 1e-3
 """Share of the learning rate that remains at the end of the cosine."""
 GRADIENT_NORM = 1.0
+EMA_DECAY = 0.999
+"""Of the moving average of the weights, which is what a training ends with; see `flawline_train.averaging`."""
+GPU_BATCH_WORKERS = 4
 CORRUPTED_SHARE = 0.9
 """The rest of the batch is good as it is, so that doing nothing is learnt too."""
 NOISE = 0.05
@@ -91,6 +90,20 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def check_devices(device: torch.device, devices: int) -> None:
+    """Raises `InputError` for a number of devices that this machine cannot train on."""
+    if devices < 1:
+        raise InputError(f"--devices is {devices}, expected at least 1")
+    if devices == 1:
+        return
+    if ":" in str(device):  # torch's stub has it that every device has an index
+        raise InputError(f"--device {device} is one device and --devices asks for {devices}; leave the number away")
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"--devices {devices}: only cpu and cuda train on more than one, found {device}")
+    if device.type == "cuda" and devices > torch.cuda.device_count():
+        raise InputError(f"--devices is {devices}, this machine has {torch.cuda.device_count()}")
+
+
 def has_bf16(device: torch.device) -> bool:
     """Whether the processor multiplies bf16 natively; elsewhere autocast would only be slower."""
     if device.type == "cuda":
@@ -113,49 +126,65 @@ def fit(
     device: torch.device,
     on_progress: Callable[[FitProgress], None] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
+    ema_decay: float = EMA_DECAY,
+    devices: int = 1,
+    checkpoint: Path | None = None,
+    resume: bool = False,
+    tensorboard: Path | None = None,
 ) -> FitResult:
     """Train `network` in place on good `frames` (n, H, W, 3) BGR uint8; leaves it in evaluation mode on `device`.
 
     With a budget of steps the same seed gives the same weights on the same machine and number of threads. `should_stop`
-    is asked after every step. Raises `FlawlineError` when the loss is no longer finite.
-    """
-    torch.manual_seed(seed)
-    rng = np.random.default_rng(seed)
-    network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
-    network.train()
-    optimiser = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True)
-    autocast = has_bf16(device)
-    context = torch.autocast(device.type, torch.bfloat16) if autocast else contextlib.nullcontext()
+    is asked after every step.
 
-    started = time.monotonic()
-    step, smooth_loss = 0, math.nan
-    interrupted = False
-    while (share := budget.share_done(step, started)) < 1:
-        rate = (
-            LEARNING_RATE * min(1.0, (step + 1) / WARMUP_STEPS) * (0.5 * (1 + math.cos(math.pi * share)) + FINAL_RATE)
+    `ema_decay`: the network ends up with the moving average of its weights; 0 for the last weights as they are.
+    `devices`: so many GPUs, or processes on the CPU, each with its own batch of `BATCH_SIZE`; `device` then has no index. They
+    are started afresh, so a script that asks for more than one has to guard its start with `if __name__ == "__main__"`, and
+    the network's class has to be importable.
+    `checkpoint`: a folder in which the training is saved every two minutes and at its end; with `resume` it goes on from there,
+    and what an earlier run has spent of the budget is spent. `tensorboard`: a folder for TensorBoard's files.
+
+    At the end, averaged and in evaluation mode, the network is finished: `Autoencoder.finish` with the good pictures.
+
+    Raises `FlawlineError` when the loss is no longer finite or a process fails, `InputError` for a checkpoint that is missing or
+    another training's, and for devices that are not there.
+    """
+    from flawline_train.trainer import Job, identity_of, run_trainer  # seconds of Lightning: only who trains waits
+
+    identity = identity_of(network, frames, seed) if checkpoint is not None else ""
+    job = Job(budget, seed, ema_decay, checkpoint, resume, tensorboard, identity)
+    if devices > 1:
+        from flawline_train.ranks import fit_on_ranks
+
+        result = fit_on_ranks(network, frames, job, device, devices, on_progress, should_stop)
+    else:
+        torch.manual_seed(seed)
+
+        def make(step: int) -> Batch:
+            # What share of the training is done, the module knows and fills in: this may be made long before its step.
+            return make_batch(frames, network.corruption, 0.0, batch_rng(seed, step), device)
+
+        result = run_trainer(
+            network,
+            make,
+            job,
+            device=device,
+            workers=batch_workers(device),
+            on_progress=on_progress,
+            should_stop=should_stop,
         )
-        for group in optimiser.param_groups:
-            group["lr"] = rate
-        batch = make_batch(frames, network.corruption, share, rng, device)
-        with context:
-            loss = network.loss(batch)
-        optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]  # torch has no types there
-        nn.utils.clip_grad_norm_(network.parameters(), GRADIENT_NORM)
-        optimiser.step()
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise FlawlineError(f"training diverged at step {step} (loss {value}); try another --seed")
-        smooth_loss = value if math.isnan(smooth_loss) else 0.98 * smooth_loss + 0.02 * value
-        step += 1
-        if on_progress is not None:
-            on_progress(FitProgress(min(1.0, budget.share_done(step, started)), step, smooth_loss))
-        if should_stop():
-            interrupted = True
-            break
-    network.eval()
     network.finish(_good_batches(frames, device))
-    return FitResult(step, smooth_loss, time.monotonic() - started, autocast, interrupted)
+    return result
+
+
+def batch_rng(seed: int, step: int, rank: int = 0) -> np.random.Generator:
+    """What a step's batch is drawn with: a training that is resumed need not know how the earlier ones were drawn."""
+    return np.random.default_rng((seed, rank, step))
+
+
+def batch_workers(device: torch.device) -> int:
+    """How many threads make batches ahead. None where the processor that makes them is the one that trains."""
+    return 0 if device.type == "cpu" else min(GPU_BATCH_WORKERS, os.cpu_count() or 1)
 
 
 def _good_batches(frames: NDArray[np.uint8], device: torch.device) -> Iterator[Tensor]:

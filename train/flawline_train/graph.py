@@ -121,7 +121,7 @@ class InspectionGraph(nn.Module):
     mean: Tensor
     inverse_spread: Tensor
 
-    def __init__(self, network: nn.Module, error_map: ErrorMap, good: GoodSpread, placement: Placement) -> None:
+    def __init__(self, network: nn.Module, error_map: nn.Module, good: GoodSpread, placement: Placement) -> None:
         super().__init__()
         self.network = network
         self.error_map = error_map

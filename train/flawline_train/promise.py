@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from flawline_train.binomial import CONFIDENCE, parts_needed, upper_bound
-from flawline_train.calibrate import Calibration
+from flawline_train.calibrate import MapCalibration
 from flawline_train.known_defects import CostModel, DefectScores, cheapest_threshold
 from flawline_train.threshold import stands_out, threshold_at
 
@@ -25,8 +25,8 @@ ThresholdChoice = Literal["promised", "cheapest"]
 
 
 def apply_choice(
-    calibration: Calibration, known: DefectScores | None, costs: CostModel | None, choice: ThresholdChoice
-) -> Calibration:
+    calibration: MapCalibration, known: DefectScores | None, costs: CostModel | None, choice: ThresholdChoice
+) -> MapCalibration:
     """The same calibration at the threshold of `choice`; "cheapest" needs `known` defects and `costs`."""
     if choice == "promised" or known is None or costs is None:
         return calibration
@@ -42,7 +42,7 @@ def apply_choice(
 
 
 def calibration_section(
-    calibration: Calibration, known: DefectScores | None, costs: CostModel | None
+    calibration: MapCalibration, known: DefectScores | None, costs: CostModel | None
 ) -> dict[str, Any]:
     """`CalibrationSection` of the manifest."""
     threshold, scores = calibration.threshold, [float(score) for score in calibration.part_scores]
@@ -78,7 +78,7 @@ def calibration_section(
     }
 
 
-def promise_sentence(calibration: Calibration) -> str:
+def promise_sentence(calibration: MapCalibration) -> str:
     """The model card's: what is promised, and whether the target is."""
     threshold = calibration.threshold
     beyond = (
@@ -92,7 +92,7 @@ def promise_sentence(calibration: Calibration) -> str:
     )
 
 
-def calibration_notes(calibration: Calibration) -> list[str]:
+def calibration_notes(calibration: MapCalibration) -> list[str]:
     """What the engineer should know of the threshold, a sentence each."""
     threshold = calibration.threshold
     notes = list(suspect_reasons(calibration).values())
@@ -105,7 +105,7 @@ def calibration_notes(calibration: Calibration) -> list[str]:
     return notes
 
 
-def suspect_reasons(calibration: Calibration) -> dict[str, str]:
+def suspect_reasons(calibration: MapCalibration) -> dict[str, str]:
     """By part, a sentence for each held-out part that stands far above the others."""
     threshold = calibration.threshold
     median = float(np.median(calibration.part_scores))
@@ -125,11 +125,11 @@ def suspect_reasons(calibration: Calibration) -> dict[str, str]:
     return reasons
 
 
-def _named(calibration: Calibration) -> list[int]:
+def _named(calibration: MapCalibration) -> list[int]:
     """Suspects, skipped or not."""
     return sorted({*calibration.threshold.skipped, *stands_out(calibration.part_scores)})
 
 
-def _cheapest(calibration: Calibration, known: DefectScores, costs: CostModel) -> tuple[float, float]:
+def _cheapest(calibration: MapCalibration, known: DefectScores, costs: CostModel) -> tuple[float, float]:
     clean = np.delete(calibration.part_scores, list(calibration.threshold.skipped))
     return cheapest_threshold(clean, known.scores, costs)

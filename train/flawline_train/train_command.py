@@ -25,7 +25,7 @@ from flawline_inspect.bundle import CalibrationSection
 from flawline_inspect.errors import InputError
 from flawline_inspect.frame import Roi
 from flawline_train.alignment import AlignChoice
-from flawline_train.autoencoders.methods import DEFAULT_METHOD, METHODS
+from flawline_train.autoencoders.methods import ANOMALIB, DEFAULT_METHOD, METHODS
 from flawline_train.known_defects import DEFAULT_DEFECT_RATE, CostModel
 from flawline_train.promise import ThresholdChoice
 from flawline_train.training import (
@@ -46,7 +46,12 @@ _STAGES = {
     "export": "exporting the graph",
     "write": "writing the bundle",
 }
-_METHOD_HELP = "What kind of autoencoder.\n\n" + "\n".join(f"- {name}: {m.summary}" for name, m in METHODS.items())
+_METHOD_HELP = "What kind of autoencoder, or another model.\n\n" + "\n".join(
+    [
+        *(f"- {name}: {method.summary}" for name, method in METHODS.items()),
+        f"- {ANOMALIB}NAME: a model of anomalib, such as {ANOMALIB}Patchcore, trained by its Engine",
+    ]
+)
 
 
 def _share(type_: object, tokens: Sequence[Token]) -> float:
@@ -92,6 +97,12 @@ def train_command(
     align: AlignChoice = "auto",
     name: str | None = None,
     report: Annotated[bool, Parameter(negative="--no-report")] = True,
+    weights: Path | None = None,
+    devices: int = 1,
+    checkpoint: Path | None = None,
+    resume: Annotated[bool, Parameter(negative="")] = False,
+    tensorboard: Path | None = None,
+    dry_run: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Learn from pictures of good parts and write a bundle. The first Ctrl-C finishes with what has been learnt.
 
@@ -139,6 +150,18 @@ def train_command(
         The model's name in verdicts; the file's name when not given.
     report
         Make the training report: one inside the bundle, and an interactive one beside it, such as part.report.html.
+    weights
+        Pretrained weights of an anomalib model's backbone, a .safetensors file in timm's names; nothing is downloaded.
+    devices
+        Train on so many GPUs, or processes on the CPU. A step then sees as many times the pictures.
+    checkpoint
+        Folder in which to save the training every two minutes and at its end.
+    resume
+        Go on from what --checkpoint holds; what has been spent of the minutes or steps is spent.
+    tensorboard
+        Folder for TensorBoard's files: loss, learning rate, speed and pictures. Needs the package tensorboard.
+    dry_run
+        A few steps, calibration and export, then say what would be trained; nothing is written.
     """
     costs = _costs(cost_false_reject, cost_escape, defect_rate)
     started = time.monotonic() - time.process_time()  # importing torch belongs to the minutes
@@ -185,6 +208,12 @@ def train_command(
                 align=align,
                 name=name,
                 report=report,
+                weights=weights,
+                devices=devices,
+                checkpoint=checkpoint,
+                resume=resume,
+                tensorboard=tensorboard,
+                dry_run=dry_run,
                 on_progress=view.show,
                 should_stop=stop.is_set,
                 started=started,
@@ -196,6 +225,15 @@ def train_command(
     for note in training.notes:
         console.print(f"note: {note}", style="yellow", markup=False)
     out_console = Console(highlight=False, soft_wrap=True)
+    if training.rehearsal is not None:
+        frame, rehearsal = bundle.manifest.frame, training.rehearsal
+        out_console.print(
+            f"would train {method}: {frame.width}x{frame.height} frames, {training.parameters / 1e6:.2f} M parameters, "
+            f"{rehearsal.gflop:.2f} GFLOP a picture, {rehearsal.steps_per_second:.1f} steps/s, about {rehearsal.steps} steps; "
+            "nothing was written",
+            markup=False,
+        )
+        return
     look = f"open {training.report} in a browser, " if training.report is not None else ""
     out_console.print(
         f"{out}: {bundle.model_id}, {out.stat().st_size / 1e6:.1f} MB, {training.parameters / 1e6:.2f} M parameters, "

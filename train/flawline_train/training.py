@@ -11,24 +11,26 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
 import safetensors.torch
 import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from flawline_inspect import __version__
-from flawline_inspect.bundle import MODEL, NAME_PATTERN, REPORT, WEIGHTS, Bundle, save_bundle
+from flawline_inspect.bundle import MODEL, NAME_PATTERN, REPORT, WEIGHTS, Bundle, bundle_bytes, save_bundle
 from flawline_inspect.errors import EXIT_INTERRUPTED, FlawlineError, InputError
 from flawline_inspect.files import write_atomic
 from flawline_inspect.frame import Roi, frame_for
 from flawline_train.alignment import AlignChoice, align_members
-from flawline_train.autoencoders import Autoencoder
-from flawline_train.autoencoders.methods import DEFAULT_METHOD, build, settings_of
-from flawline_train.calibrate import Calibration, calibrate
-from flawline_train.fit import WARMUP_STEPS, Budget, FitProgress, FitResult, choose_device, fit
-from flawline_train.golden import PER_LABEL, choose_golden
+from flawline_train.autoencoders.methods import ANOMALIB, DEFAULT_METHOD, build, settings_of
+from flawline_train.calibrate import MapCalibration, calibrate
+from flawline_train.fit import WARMUP_STEPS, Budget, FitProgress, FitResult, check_devices, choose_device, fit
+from flawline_train.golden import PER_LABEL, GoldenSet, choose_golden
 from flawline_train.graph import InspectionGraph, onnx_from_graph
 from flawline_train.known_defects import CostModel, find_defects, score_defects
 from flawline_train.pictures import GoodPictures, load_good_pictures
@@ -43,7 +45,10 @@ from flawline_train.promise import (
 from flawline_train.report import ReportData, interactive_html, report_path, static_html
 from flawline_train.report.collect import collect_training
 
-__all__ = ["DEFAULT_MINUTES", "TrainProgress", "Training", "train"]
+if TYPE_CHECKING:
+    from flawline_train.anomalib_method import AnomalibTraining
+
+__all__ = ["DEFAULT_MINUTES", "Rehearsal", "TrainProgress", "Training", "train"]
 
 _log = logging.getLogger(__name__)
 
@@ -51,6 +56,7 @@ DEFAULT_MINUTES = 5.0
 DEFAULT_SIZE = 128
 DEFAULT_WIDTH = 32
 DEFAULT_FALSE_REJECTS = 0.01
+REHEARSAL_STEPS = 5
 _RESERVE_S = 14.0
 """Kept for export and writing, of `minutes`."""
 _RESERVE_PER_PICTURE_S = 0.04
@@ -79,10 +85,20 @@ class TrainProgress:
 
 
 @dataclass(frozen=True, slots=True)
+class Rehearsal:
+    """What a dry run measured. `gflop` of one picture; `steps` that the time would be worth, or were asked for."""
+
+    steps_per_second: float
+    steps: int
+    gflop: float
+
+
+@dataclass(frozen=True, slots=True)
 class Training:
     """What `train` made: the verified bundle, how the fit went, and what the engineer should know.
 
     `report`: the interactive report beside the bundle; None where none was asked for or could be made.
+    After a dry run there is a `rehearsal`, and the bundle exists in memory only, with a model that has learnt nothing.
     """
 
     bundle: Bundle
@@ -90,6 +106,7 @@ class Training:
     notes: list[str]
     parameters: int
     report: Path | None = None
+    rehearsal: Rehearsal | None = None
 
 
 def train(
@@ -113,13 +130,19 @@ def train(
     align: AlignChoice = "auto",
     name: str | None = None,
     report: bool = True,
+    weights: Path | None = None,
+    devices: int = 1,
+    checkpoint: Path | None = None,
+    resume: bool = False,
+    tensorboard: Path | None = None,
+    dry_run: bool = False,
     on_progress: Callable[[TrainProgress], None] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
     started: float | None = None,
 ) -> Training:
     """Learn what good parts look like and write the bundle.
 
-    `good`: a folder of pictures of good parts. `method`: one of `METHOD_NAMES`. `minutes` bounds the whole call
+    `good`: a folder of pictures of good parts. `method`: one of `METHOD_NAMES`, or `anomalib:NAME`. `minutes` bounds the whole call
     (default 5), `steps` the optimiser's steps instead, which makes it reproducible. `size`: the frame's long side in
     pixels. `width`: channels of the network. `align`: how parts that move are brought to one pose; see
     `flawline_train.alignment`. `false_rejects`: share of good parts that may be rejected. `group`: a regular expression
@@ -128,6 +151,10 @@ def train(
     the cheapest threshold is reported too, and applied where `threshold` is "cheapest". `report`: make the report too.
     `started`: moment of the monotonic clock from which `minutes` counts, if earlier than the call. An older bundle at
     `output` survives every failure.
+
+    `weights` of the backbone for a model of anomalib; see `flawline_train.anomalib_method`. `devices`, `checkpoint`, `resume`,
+    `tensorboard`: see `flawline_train.fit.fit`; not for anomalib's models. `dry_run`: a few steps, calibration and export, and
+    nothing is written.
     Raises `InputError` and what derives from it for anything that the caller can mend.
     """
     started = time.monotonic() if started is None else started
@@ -149,7 +176,8 @@ def train(
         )
     if threshold == "cheapest" and costs is None:
         raise InputError("--threshold cheapest needs --defects, --cost-false-reject and --cost-escape")
-    settings = settings_of(method)  # raises for a method that does not exist
+    anomalib = method.startswith(ANOMALIB)
+    settings = {} if anomalib else settings_of(method)  # raises for a method that does not exist
     _check_output(output)
     defect_pictures = None if defects is None else find_defects(Path(defects), good)
     frame_for((size, size), size)  # before the pictures are read: raises for a size that no frame can have
@@ -157,6 +185,7 @@ def train(
     if not re.fullmatch(NAME_PATTERN, name):
         raise InputError(f"--name is {name!r}, expected 1 to 64 of A-Za-z0-9._- that begin with a letter or digit")
     torch_device = choose_device(device)
+    _check_fit_options(method, weights, torch_device, devices, checkpoint, resume, tensorboard)
 
     def tell(stage: str, done: int, of: int) -> None:
         if on_progress is not None:
@@ -168,9 +197,9 @@ def train(
     )
     reading_s = (time.monotonic() - before) / len(pictures.files)
     train_indices, held_out = pictures.split(np.random.default_rng(seed))
+    held_out_parts = [pictures.parts[i] for i in held_out]
 
     torch.manual_seed(seed)
-    network = build(method, width, (pictures.spec.height, pictures.spec.width))
     budget = (
         Budget(steps=steps)
         if steps is not None
@@ -178,6 +207,9 @@ def train(
             until=_end_of_fit(started, minutes, len(pictures.files) + len(defect_pictures or ()), reading_s, report)
         )
     )
+    wanted, before_fit = budget, time.monotonic()
+    if dry_run:
+        budget, checkpoint, tensorboard = Budget(steps=REHEARSAL_STEPS), None, None
 
     losses: list[tuple[int, float]] = []
 
@@ -186,53 +218,92 @@ def train(
         if on_progress is not None:
             on_progress(TrainProgress("train", progress.share, progress.loss, progress.step))
 
-    result = fit(
-        network,
-        pictures.frames[train_indices],
-        budget,
-        seed=seed,
-        device=torch_device,
-        on_progress=report_fit,
-        should_stop=should_stop,
-    )
-    if result.interrupted and result.steps < WARMUP_STEPS:
-        raise TrainingInterruptedError(
-            f"training was interrupted after {result.steps} steps, too early to have learnt anything; {output} was not written"
+    network: nn.Module
+    graph: InspectionGraph
+    calibration: MapCalibration
+    method_notes: list[str] = []
+    learnt: AnomalibTraining | None = None
+    if anomalib:
+        from flawline_train.anomalib_method import learn_anomalib
+
+        learnt = learn_anomalib(
+            method,
+            pictures.frames[train_indices],
+            pictures.frames[held_out],
+            pictures.placement,
+            budget,
+            seed=seed,
+            device=torch_device,
+            false_reject=false_rejects,
+            parts=held_out_parts,
+            keep_suspects=keep_suspects,
+            weights=weights,
+            on_fit=report_fit,
+            on_calibrate=lambda done, of: tell("calibrate", done, of),
+            should_stop=should_stop,
         )
-    calibration = calibrate(
-        network,
-        pictures.frames[held_out],
-        pictures.placement,
-        false_reject_target=false_rejects,
-        parts=[pictures.parts[i] for i in held_out],
-        keep_suspects=keep_suspects,
-        on_progress=lambda done, of: tell("calibrate", done, of),
-    )
+        network, calibration, graph = learnt.graph.network, learnt.calibration, learnt.graph
+        result, method_notes = learnt.result, learnt.notes
+    else:
+        autoencoder = build(method, width, (pictures.spec.height, pictures.spec.width))
+        result = fit(
+            autoencoder,
+            pictures.frames[train_indices],
+            budget,
+            seed=seed,
+            device=torch_device,
+            on_progress=report_fit,
+            should_stop=should_stop,
+            devices=devices,
+            checkpoint=checkpoint,
+            resume=resume and not dry_run,
+            tensorboard=tensorboard,
+        )
+        if result.interrupted and result.steps < WARMUP_STEPS:
+            raise TrainingInterruptedError(
+                f"training was interrupted after {result.steps} steps, too early to have learnt anything; {output} was not written"
+            )
+        own = calibrate(
+            autoencoder,
+            pictures.frames[held_out],
+            pictures.placement,
+            false_reject_target=false_rejects,
+            parts=held_out_parts,
+            keep_suspects=keep_suspects,
+            on_progress=lambda done, of: tell("calibrate", done, of),
+        )
+        network, calibration = autoencoder.cpu(), own
+        graph = InspectionGraph(network, own.error_map.cpu(), own.good, pictures.placement)
 
     tell("export", 0, 1)
-    graph = InspectionGraph(network.cpu(), calibration.error_map.cpu(), calibration.good, pictures.placement)
-    model = onnx_from_graph(graph)
+    model = onnx_from_graph(graph) if learnt is None else learnt.onnx()
+    n_parameters = sum(parameter.numel() for parameter in network.parameters())
     tell("write", 0, 1)
-    known = None if defect_pictures is None else score_defects(model, pictures.spec, defect_pictures)
+    known = None if defect_pictures is None or dry_run else score_defects(model, pictures.spec, defect_pictures)
     calibration = apply_choice(calibration, known, costs, threshold)
     by_score = [int(held_out[i]) for i in np.argsort(calibration.scores)]
-    golden = choose_golden(
-        model,
-        pictures.spec,
-        calibration.threshold.value,
-        [pictures.files[i].path for i in (*by_score, *map(int, train_indices))],
-        np.random.default_rng((seed, 1)),
+    golden = (
+        GoldenSet([], {})
+        if dry_run
+        else choose_golden(
+            model,
+            pictures.spec,
+            calibration.threshold.value,
+            [pictures.files[i].path for i in (*by_score, *map(int, train_indices))],
+            np.random.default_rng((seed, 1)),
+        )
     )
     align_section, references = align_members(pictures.alignment)
-    members = {MODEL: model, WEIGHTS: _half_weights(network), **references, **golden.members}
+    members = {MODEL: model, **references, **golden.members}
+    if learnt is None:  # anomalib's are trained anew; what they have learnt is in the graph
+        members[WEIGHTS] = _half_weights(network)
     manifest = {
         "name": name,
         "created": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "method": {
             "name": method,
             "parameters": {
-                **settings,
-                "width": width,
+                **({} if anomalib else {**settings, "width": width}),
                 "steps": result.steps,
                 "seed": seed,
                 "size": size,
@@ -256,6 +327,8 @@ def train(
             "flawline": __version__,
             "python": platform.python_version(),
             "torch": str(torch.__version__),
+            "lightning": version("lightning"),
+            **({"anomalib": version("anomalib")} if anomalib else {}),
             "onnx": version("onnx"),
             "onnxruntime": version("onnxruntime"),
             "opencv": cv2.__version__,
@@ -263,7 +336,12 @@ def train(
         },
     }
     suspects = suspect_reasons(calibration)
-    notes = pictures.notes() + calibration_notes(calibration)
+    notes = pictures.notes() + method_notes
+    if dry_run:
+        rehearsal = _rehearsal(network, pictures.frames[0], result, wanted, before_fit)
+        nowhere = Bundle(bundle_bytes(manifest, members), "the dry run's bundle")
+        return Training(nowhere, result, notes, n_parameters, rehearsal=rehearsal)
+    notes += calibration_notes(calibration)
     notes += [f"skipped {reason}" for reason in (known.skipped if known is not None else ())]
     for label in ("good", "damaged"):
         count = sum(entry["label"] == label for entry in golden.entries)
@@ -303,12 +381,59 @@ def train(
             page = None
             notes.append(_without_report(exc))
     tell("write", 1, 1)
-    return Training(bundle, result, notes, sum(parameter.numel() for parameter in network.parameters()), page)
+    return Training(bundle, result, notes, n_parameters, page)
 
 
 def _without_report(exc: Exception) -> str:
     _log.debug("the report could not be made", exc_info=exc)
     return f"the bundle is complete, but its report could not be made ({type(exc).__name__}: {exc})"
+
+
+def _rehearsal(
+    network: nn.Module, frame: NDArray[np.uint8], result: FitResult, wanted: Budget, before_fit: float
+) -> Rehearsal:
+    rate = result.steps / max(1e-6, result.seconds)
+    device = next(network.parameters()).device
+    x = torch.from_numpy(frame).to(device).float().permute(2, 0, 1)[None] / 255
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network.eval()(x)
+    steps = wanted.steps if wanted.until is None else round(rate * (wanted.until - before_fit))
+    assert steps is not None
+    return Rehearsal(rate, steps, counter.get_total_flops() / 1e9)
+
+
+def _check_fit_options(
+    method: str,
+    weights: Path | None,
+    device: torch.device,
+    devices: int,
+    checkpoint: Path | None,
+    resume: bool,
+    tensorboard: Path | None,
+) -> None:
+    """Before minutes of work: do these options go together, and is what they need there?"""
+    check_devices(device, devices)
+    if method.startswith(ANOMALIB):
+        for option, given in {
+            "--devices": devices > 1,
+            "--checkpoint": checkpoint is not None,
+            "--resume": resume,
+            "--tensorboard": tensorboard is not None,
+        }.items():
+            if given:
+                raise InputError(f"{option} is for our own networks; {method} is trained as anomalib trains it")
+    elif weights is not None:
+        raise InputError(f"--weights is for {ANOMALIB}NAME; {method} learns from the pictures alone")
+    if tensorboard is not None:
+        from flawline_train.tensorboard import check_tensorboard
+
+        check_tensorboard()
+    if resume and checkpoint is None:
+        raise InputError("--resume needs --checkpoint DIR, the folder in which the interrupted training saved")
+    if checkpoint is not None:
+        if checkpoint.exists() and not checkpoint.is_dir():
+            raise InputError(f"{checkpoint}: is a file; give --checkpoint a folder")
+        checkpoint.mkdir(parents=True, exist_ok=True)
 
 
 def _check_output(output: Path) -> None:
@@ -333,7 +458,7 @@ def _default_name(output: Path) -> str:
     return name or "model"
 
 
-def _half_weights(network: Autoencoder) -> bytes:
+def _half_weights(network: nn.Module) -> bytes:
     """fp16 halves the file; retraining starts from these, inference never sees them."""
     state = {
         key: tensor.half().contiguous() if tensor.is_floating_point() else tensor.contiguous()
@@ -352,7 +477,7 @@ def _data_section(pictures: GoodPictures, held_out: set[int]) -> dict[str, Any]:
     }
 
 
-def _model_card(folder: str, pictures: GoodPictures, calibration: Calibration) -> dict[str, str]:
+def _model_card(folder: str, pictures: GoodPictures, calibration: MapCalibration) -> dict[str, str]:
     n, held_out = len(pictures.files), len(calibration.scores)
     width, height = pictures.placement.picture_wh
     turns = pictures.spec.alignment is not None and pictures.spec.alignment.motion.turns

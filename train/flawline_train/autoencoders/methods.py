@@ -27,9 +27,20 @@ from flawline_train.autoencoders.quantized import HierarchicalAutoencoder, Vecto
 from flawline_train.autoencoders.regularised import ContractiveAutoencoder, SparseAutoencoder
 from flawline_train.autoencoders.variational import BetaVariationalAutoencoder, VariationalAutoencoder
 
-__all__ = ["DEFAULT_METHOD", "METHODS", "METHOD_NAMES", "Method", "build", "network_from_bundle", "settings_of"]
+__all__ = [
+    "ANOMALIB",
+    "DEFAULT_METHOD",
+    "METHODS",
+    "METHOD_NAMES",
+    "Method",
+    "build",
+    "network_from_bundle",
+    "settings_of",
+]
 
 DEFAULT_METHOD = "filtering"
+ANOMALIB = "anomalib:"
+"""Before the name of a model that anomalib has: see `flawline_train.anomalib_method`."""
 Setting = bool | int | float | str
 
 
@@ -70,7 +81,7 @@ METHOD_NAMES = tuple(METHODS)
 
 def _method(name: str) -> Method:
     if name not in METHODS:
-        raise InputError(f"--method is {name!r}, expected one of {', '.join(METHOD_NAMES)}")
+        raise InputError(f"--method is {name!r}, expected one of {', '.join(METHOD_NAMES)}, or {ANOMALIB}NAME")
     return METHODS[name]
 
 

@@ -15,6 +15,7 @@ from torch import nn
 
 from flawline_inspect.bundle import SCHEMA_VERSION, Manifest
 from flawline_inspect.calibration import GoodSpread
+from flawline_train.autoencoders import Autoencoder
 from flawline_train.evaluate import Evaluation
 from flawline_train.graph import InspectionGraph, run_graph
 from flawline_train.pictures import GoodPictures
@@ -147,12 +148,14 @@ def collect_training(
 @torch.inference_mode()
 def embed_frames(network: nn.Module, frames: NDArray[np.uint8]) -> NDArray[np.float64]:
     """(n, H, W, 3) → the network's bottleneck (n, D); (n, 0) for a network that has none to look at."""
+    if not isinstance(network, Autoencoder):
+        return np.empty((len(frames), 0))
     device = next(network.parameters()).device
     rows = []
     for start in range(0, len(frames), _BATCH):
         x = torch.from_numpy(frames[start : start + _BATCH]).to(device).float().permute(0, 3, 1, 2) / 255
         try:
-            rows.append(network.embed(x).flatten(1).double().cpu().numpy())  # type: ignore[operator]  # of Autoencoder
+            rows.append(network.embed(x).flatten(1).double().cpu().numpy())
         except NotImplementedError:
             return np.empty((len(frames), 0))
     return np.concatenate(rows)

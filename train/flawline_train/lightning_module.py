@@ -1,0 +1,59 @@
+"""An autoencoder as Lightning trains it: one step, the optimiser and its learning rate, nothing else.
+
+Budgets, batches, averaging and checkpoints are what `flawline_train.trainer` adds. anomalib's Engine and command line train
+the same module as `flawline_train.anomalib_module.FlawlineModule`; it is kept apart because importing anomalib takes longer
+than importing torch and Lightning together.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from flawline_train.autoencoders import Autoencoder, Batch
+from flawline_train.fit import FINAL_RATE, GRADIENT_NORM, LEARNING_RATE, WARMUP_STEPS, WEIGHT_DECAY
+
+__all__ = ["FittingModule", "learning_rate"]
+
+
+def learning_rate(step: int, share: float) -> float:
+    """A linear warm-up over the first steps, then half a cosine over the `share` 0-1 of the training that is done."""
+    return LEARNING_RATE * min(1.0, (step + 1) / WARMUP_STEPS) * (0.5 * (1 + math.cos(math.pi * share)) + FINAL_RATE)
+
+
+class FittingModule(pl.LightningModule):
+    """Trains `network` with its own loss on batches of `flawline_train.fit.make_batch`.
+
+    `share`, 0-1 of the training that is done, is set by whoever knows the budget; learning rate and warm-ups follow it.
+    """
+
+    def __init__(self, network: Autoencoder) -> None:
+        super().__init__()
+        self.network = network
+        self.share = 0.0
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        return self.network.loss(dataclasses.replace(batch, share=self.share))
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        rate = learning_rate(self.trainer.global_step, self.share)
+        for group in self.trainer.optimizers[0].param_groups:
+            group["lr"] = rate
+
+    def configure_optimizers(self) -> Optimizer:
+        return torch.optim.AdamW(self.network.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Always by the norm. Lightning's own refuses fused optimisers under mixed precision, though bf16 scales nothing."""
+        nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], GRADIENT_NORM)
