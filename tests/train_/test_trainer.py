@@ -95,7 +95,12 @@ def test_without_average_the_last_weights_stay(frames: NDArray[np.uint8]) -> Non
 def test_a_checkpoint_comes_back_as_it_was(tmp_path: Path) -> None:
     """Nested values of every allowed kind, keys that are numbers, and the order of a tensor's memory."""
     weight = torch.rand(2, 3, 4, 5).to(memory_format=torch.channels_last)
-    checkpoint = {"a": [1, 2.5, None, True, "x"], "b": {0: {"w": weight}}, "c": (torch.tensor(3), torch.rand(0)), "d": {}}
+    checkpoint = {
+        "a": [1, 2.5, None, True, "x"],
+        "b": {0: {"w": weight}},
+        "c": (torch.tensor(3), torch.rand(0)),
+        "d": {},
+    }
     (tmp_path / "x").write_bytes(checkpoint_bytes(checkpoint))
     loaded = load_checkpoint(tmp_path / "x")
     assert loaded["a"] == checkpoint["a"] and loaded["d"] == {}
@@ -185,7 +190,7 @@ def test_a_killed_training_can_be_resumed(frames: NDArray[np.uint8], tmp_path: P
     process.wait()
     done = load_checkpoint(folder / CHECKPOINT)["global_step"]
     seen: list[FitProgress] = []
-    resumed, result = fitted(frames, done + 3, checkpoint=folder, resume=True, on_progress=seen.append)
+    _, result = fitted(frames, done + 3, checkpoint=folder, resume=True, on_progress=seen.append)
     assert [progress.step for progress in seen] == [done + 1, done + 2, done + 3]
     assert result.steps == done + 3 and np.isfinite(result.loss)
 
@@ -268,6 +273,7 @@ def test_devices_that_cannot_be(device: str, devices: int, sentence: str) -> Non
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_two_processes_train_one_network(frames: NDArray[np.uint8]) -> None:
     """Each draws its own batches, all steps are told once, the result can be repeated and is not that of one process."""
     alone, _ = fitted(frames, 3)
@@ -281,6 +287,7 @@ def test_two_processes_train_one_network(frames: NDArray[np.uint8]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_two_processes_stop_together(frames: NDArray[np.uint8]) -> None:
     """A wish to stop reaches both at the same step; neither waits for the other for ever."""
     seen: list[FitProgress] = []
@@ -293,6 +300,7 @@ def test_two_processes_stop_together(frames: NDArray[np.uint8]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_an_error_in_one_process_ends_all(frames: NDArray[np.uint8]) -> None:
     """Its last line is told, and no process is left behind."""
     network: Autoencoder = Failing(4)
