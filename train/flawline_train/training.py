@@ -6,6 +6,7 @@ import logging
 import platform
 import re
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -224,7 +225,9 @@ def train(
     method_notes: list[str] = []
     learnt: AnomalibTraining | None = None
     if anomalib:
-        from flawline_train.anomalib_method import learn_anomalib
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of anomalib and timm about themselves
+            from flawline_train.anomalib_method import learn_anomalib
 
         learnt = learn_anomalib(
             method,
