@@ -209,6 +209,8 @@ class SkippedEntry(_Section):
 class DataSection(_Section):
     pictures: list[PictureEntry]
     skipped: list[SkippedEntry] = []
+    earlier: list[PictureEntry] = []
+    """Of a model that was trained further: what the models before it knew beyond `pictures`."""
 
 
 class CardSection(_Section):

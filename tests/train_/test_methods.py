@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from flawline_inspect.bundle import WEIGHTS, Bundle
 from flawline_inspect.errors import BundleError, InputError
-from flawline_train import train, training
+from flawline_train import learning, train, training
 from flawline_train.autoencoders import Batch
 from flawline_train.autoencoders.methods import METHOD_NAMES, METHODS, build, network_from_bundle, settings_of
 
@@ -164,7 +164,7 @@ def test_others_draw_nothing() -> None:
 def bundle_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """`bundle_of(name)`: trained for three steps; export and golden pictures, which are not looked at here, left out."""
     good = write_parts(tmp_path / "good", 12, (64, 48))
-    monkeypatch.setattr(training, "onnx_from_graph", lambda graph: b"no graph")
+    monkeypatch.setattr(learning, "onnx_from_graph", lambda graph: b"no graph")
     monkeypatch.setattr(training, "choose_golden", lambda *_: SimpleNamespace(members={}, entries=[]))
 
     def make(name: str) -> Bundle:

@@ -25,7 +25,7 @@ from flawline_inspect import cli
 from flawline_inspect.bundle import MODEL, REPORT, Bundle, bundle_bytes
 from flawline_inspect.errors import BundleError
 from flawline_inspect.frame import Placement
-from flawline_train import train, training
+from flawline_train import learning, train, training_report
 from flawline_train.evaluate import evaluate
 from flawline_train.report import ReportData, interactive_html, report_of_manifest, report_path, static_html
 from flawline_train.report.collect import MIN_PICTURES, _flattened, _sample, collect_training, embed_frames
@@ -486,7 +486,7 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
 def no_export(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     """Exporting takes seconds and is not what the test is about: every graph is that of `case`."""
     model = case.training.bundle.member(MODEL)
-    monkeypatch.setattr(training, "onnx_from_graph", lambda graph: model)
+    monkeypatch.setattr(learning, "onnx_from_graph", lambda graph: model)
 
 
 def test_training_writes_both_reports(case: Case) -> None:
@@ -556,7 +556,7 @@ def test_a_failing_report_does_not_cost_the_bundle(
     def fail(*_: Any, **__: Any) -> NoReturn:
         raise ValueError("no such colour")
 
-    monkeypatch.setattr(training, failing, fail)
+    monkeypatch.setattr(training_report, failing, fail)
     made = train(case.good, tmp_path / "part.flawline", **SMALL)
     assert Bundle.open(tmp_path / "part.flawline").model_id == made.bundle.model_id
     assert (REPORT in made.bundle.manifest.members) is (failing == "interactive_html")
@@ -586,7 +586,7 @@ def test_a_disk_that_fills_up_after_the_bundle_leaves_the_bundle(
 def test_a_suspect_is_shown_with_its_reason(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What training doubts, held out or not, is in the report with its picture and score."""
     reason = "scores far above the others"
-    monkeypatch.setattr(training, "suspect_reasons", lambda calibration: {calibration.parts[0]: reason})
+    monkeypatch.setattr(training_report, "suspect_reasons", lambda calibration: {calibration.parts[0]: reason})
     made = train(case.good, tmp_path / "part.flawline", **SMALL)
     data = report_from_html(made.bundle.member(REPORT).decode(), "x")
     (found,) = [one for one in data.suspects if one.reason == reason]
@@ -605,7 +605,7 @@ def test_test_pictures_of_a_training_are_on_the_map(
         given.append((positional, named))
         return collect_training(*positional, **named)
 
-    monkeypatch.setattr(training, "collect_training", keep)
+    monkeypatch.setattr(training_report, "collect_training", keep)
     made = train(case.good, tmp_path / "part.flawline", **SMALL)
     ((positional, named),) = given
     network = positional[2].network

@@ -306,7 +306,7 @@ def test_two_processes_stop_together(frames: NDArray[np.uint8]) -> None:
 @pytest.mark.timeout(300)
 def test_an_error_in_one_process_ends_all(frames: NDArray[np.uint8]) -> None:
     """Its last line is told, and no process is left behind."""
-    network: Autoencoder = Failing(4)
+    network: Autoencoder = Failing(4, HW)
     with pytest.raises(FlawlineError, match=r"training process 1 of 2 failed \(ValueError: out of luck\)"):
         fit(network, frames, Budget(steps=100), seed=3, device=CPU, devices=2)
 

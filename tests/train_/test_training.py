@@ -22,9 +22,12 @@ from flawline_engines import open_engine
 from flawline_inspect import __version__
 from flawline_inspect.bundle import MODEL, WEIGHTS, Bundle
 from flawline_inspect.errors import BundleError, FlawlineError, InputError
-from flawline_train import train, training
+from flawline_train import learning, reserve, train
 from flawline_train.autoencoders import FilteringAutoencoder
 from flawline_train.known_defects import CostModel
+from flawline_train.options import name_for
+from flawline_train.rehearsal import REHEARSAL
+from flawline_train.reserve import end_of_fit
 from flawline_train.threshold import threshold_from_scores
 from flawline_train.training import Training, TrainProgress
 
@@ -55,7 +58,7 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
 def no_export(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     """Exporting takes seconds and is not what the test is about: every graph is that of `case`."""
     model = case.training.bundle.member(MODEL)
-    monkeypatch.setattr(training, "onnx_from_graph", lambda graph: model)
+    monkeypatch.setattr(learning, "onnx_from_graph", lambda graph: model)
 
 
 # The bundle
@@ -141,7 +144,7 @@ def test_the_model_card_speaks_of_this_model(case: Case) -> None:
 def test_weights_are_half_precision_and_fit_the_network(case: Case) -> None:
     """Without pickle: every tensor of the network by name and shape, floats in fp16."""
     weights = safetensors.numpy.load(case.training.bundle.member(WEIGHTS))
-    state = FilteringAutoencoder(4).state_dict()
+    state = FilteringAutoencoder(4, (32, 32)).state_dict()
     assert weights.keys() == state.keys()
     for name, tensor in state.items():
         assert weights[name].shape == tuple(tensor.shape)
@@ -154,7 +157,7 @@ def test_training_reports_what_was_made(case: Case) -> None:
     """Steps, parameters and notes: the broken file by name, and that twelve pictures are few."""
     made = case.training
     assert made.fit.steps == SMALL["steps"] and not made.fit.interrupted and np.isfinite(made.fit.loss)
-    assert made.parameters == sum(p.numel() for p in FilteringAutoencoder(4).parameters())
+    assert made.parameters == sum(p.numel() for p in FilteringAutoencoder(4, (32, 32)).parameters())
     assert any("broken.png" in note for note in made.notes)
     assert any("only 12 good pictures" in note for note in made.notes)
     assert any("with 3 held-out parts the best that can be promised is 63.2%" in note for note in made.notes)
@@ -393,7 +396,7 @@ def test_a_name_that_no_model_may_have_is_refused_before_reading(case: Case, tmp
 )
 def test_default_name_is_the_files_made_fit(file: str, name: str) -> None:
     """Whatever the file is called, its name is one that a manifest accepts: ASCII, at most 64, no punctuation first."""
-    assert training._default_name(Path("/somewhere") / file) == name
+    assert name_for(Path("/somewhere") / file) == name
 
 
 @pytest.mark.parametrize(
@@ -418,24 +421,24 @@ def test_end_of_fit_leaves_a_reserve(
     left_for_the_rest: Callable[[float, float, float], float],
 ) -> None:
     """Training ends early enough for what comes after it, but has at least half of the time that is left."""
-    monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: 5000.0 + elapsed_s))
-    reserve = left_for_the_rest(training._RESERVE_S, training._RESERVE_PER_PICTURE_S, training._RESERVE_PER_READING)
-    end = training._end_of_fit(5000.0, minutes, pictures, reading_s)
-    assert end == pytest.approx(5000.0 + 60 * minutes - reserve)
+    monkeypatch.setattr(reserve, "time", SimpleNamespace(monotonic=lambda: 5000.0 + elapsed_s))
+    kept = left_for_the_rest(reserve._RESERVE_S, reserve._RESERVE_PER_PICTURE_S, reserve._RESERVE_PER_READING)
+    end = end_of_fit(5000.0, minutes, pictures, reading_s)
+    assert end == pytest.approx(5000.0 + 60 * minutes - kept)
 
 
 def test_a_report_is_given_time() -> None:
     """Training ends that much earlier when a report is to follow."""
     started = time.monotonic()
-    without, with_report = (training._end_of_fit(started, 10.0, 50, 0.01, report) for report in (False, True))
-    assert without - with_report == pytest.approx(training._RESERVE_REPORT_S)
+    without, with_report = (end_of_fit(started, 10.0, 50, 0.01, report) for report in (False, True))
+    assert without - with_report == pytest.approx(reserve._RESERVE_REPORT_S)
 
 
 @pytest.mark.parametrize("late_s", [0.0, 1.0, 3600.0])
 def test_a_budget_used_up_by_reading_still_trains_a_second(late_s: float) -> None:
     """When nothing is left, a moment of training is better than none: an untrained network lets everything through."""
     now = time.monotonic()
-    end = training._end_of_fit(now - 60 - late_s, 1.0, 12, 0.001)
+    end = end_of_fit(now - 60 - late_s, 1.0, 12, 0.001)
     assert now + 1 <= end <= time.monotonic() + 1
 
 
@@ -488,6 +491,6 @@ def test_a_dry_run_writes_nothing(case: Case, tmp_path: Path) -> None:
     made = train(case.good, tmp_path / "x.flawline", dry_run=True, checkpoint=tmp_path / "saved", **options)
     rehearsal = made.rehearsal
     assert rehearsal is not None and rehearsal.steps == 1000 and rehearsal.steps_per_second > 0
-    assert 0 < rehearsal.gflop < 0.1 and made.fit.steps == training.REHEARSAL_STEPS
+    assert 0 < rehearsal.gflop < 0.1 and made.fit.steps == REHEARSAL.steps
     assert not (tmp_path / "x.flawline").exists() and not any((tmp_path / "saved").iterdir())
     assert case.training.rehearsal is None

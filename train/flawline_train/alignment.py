@@ -48,13 +48,16 @@ class FittedAlignment:
         return f"alignment {kind}: good parts disagree with their median picture by {figures} (0 is all alike)"
 
 
-def fit_alignment(canvases: Sequence[Canvas], choice: AlignChoice) -> FittedAlignment:
+def fit_alignment(canvases: Sequence[Canvas], choice: AlignChoice | Alignment) -> FittedAlignment:
     """Choose and fit from good parts' canvases (`flawline_inspect.align.canvas_of`), all of one size.
 
-    Raises `InputError` when a kind that was asked for by name cannot be had with these pictures.
+    An `Alignment` is taken as it is. Raises `InputError` when a kind that was asked for by name cannot be had with these
+    pictures.
     """
     found: dict[str, Alignment | None] = {"none": None}
     disagreement = {"none": _disagreement(canvases, None)}
+    if isinstance(choice, Alignment):
+        return FittedAlignment(choice, {**disagreement, choice.kind: _disagreement(canvases, choice)})
     for kind in ("shift", "rotate"):
         if choice not in ("auto", kind):
             continue

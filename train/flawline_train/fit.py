@@ -22,7 +22,18 @@ from flawline_inspect.errors import InputError
 from flawline_train.autoencoders import Autoencoder, Batch, Corruption
 from flawline_train.corruption import corrupt, jitter
 
-__all__ = ["Budget", "FitProgress", "FitResult", "batch_rng", "check_devices", "choose_device", "fit", "make_batch"]
+__all__ = [
+    "FROM_SCRATCH",
+    "Budget",
+    "FitProgress",
+    "FitResult",
+    "Schedule",
+    "batch_rng",
+    "check_devices",
+    "choose_device",
+    "fit",
+    "make_batch",
+]
 
 BATCH_SIZE = 8
 LEARNING_RATE = 1e-3
@@ -57,6 +68,17 @@ class Budget:
             return step / self.steps
         assert self.until is not None
         return (time.monotonic() - started) / max(1e-6, self.until - started)
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """The learning rate: a linear warm-up of `warm_up` steps to `peak`, then half a cosine down to `FINAL_RATE` of it."""
+
+    peak: float = LEARNING_RATE
+    warm_up: int = WARMUP_STEPS
+
+
+FROM_SCRATCH = Schedule()
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +148,7 @@ def fit(
     device: torch.device,
     on_progress: Callable[[FitProgress], None] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
+    schedule: Schedule = FROM_SCRATCH,
     ema_decay: float = EMA_DECAY,
     devices: int = 1,
     checkpoint: Path | None = None,
@@ -151,8 +174,8 @@ def fit(
     """
     from flawline_train.trainer import Job, identity_of, run_trainer  # seconds of Lightning: only who trains waits
 
-    identity = identity_of(network, frames, seed) if checkpoint is not None else ""
-    job = Job(budget, seed, ema_decay, checkpoint, resume, tensorboard, identity)
+    identity = identity_of(network, frames, seed, schedule) if checkpoint is not None else ""
+    job = Job(budget, seed, schedule, ema_decay, checkpoint, resume, tensorboard, identity)
     if devices > 1:
         from flawline_train.ranks import fit_on_ranks
 

@@ -18,14 +18,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from flawline_train.autoencoders import Autoencoder, Batch
-from flawline_train.fit import FINAL_RATE, GRADIENT_NORM, LEARNING_RATE, WARMUP_STEPS, WEIGHT_DECAY, has_bf16
+from flawline_train.fit import FINAL_RATE, FROM_SCRATCH, GRADIENT_NORM, WEIGHT_DECAY, Schedule, has_bf16
 
 __all__ = ["FittingModule", "learning_rate"]
 
 
-def learning_rate(step: int, share: float) -> float:
+def learning_rate(step: int, share: float, schedule: Schedule = FROM_SCRATCH) -> float:
     """A linear warm-up over the first steps, then half a cosine over the `share` 0-1 of the training that is done."""
-    return LEARNING_RATE * min(1.0, (step + 1) / WARMUP_STEPS) * (0.5 * (1 + math.cos(math.pi * share)) + FINAL_RATE)
+    warm = min(1.0, (step + 1) / schedule.warm_up)
+    return schedule.peak * warm * (0.5 * (1 + math.cos(math.pi * share)) + FINAL_RATE)
 
 
 class FittingModule(pl.LightningModule):
@@ -34,9 +35,12 @@ class FittingModule(pl.LightningModule):
     `share`, 0-1 of the training that is done, is set by whoever knows the budget; learning rate and warm-ups follow it.
     """
 
-    def __init__(self, network: Autoencoder) -> None:
+    schedule = FROM_SCRATCH
+
+    def __init__(self, network: Autoencoder, schedule: Schedule = FROM_SCRATCH) -> None:
         super().__init__()
         self.network = network
+        self.schedule = schedule
         self.share = 0.0
         self._context: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
 
@@ -50,12 +54,14 @@ class FittingModule(pl.LightningModule):
             return self.network.loss(dataclasses.replace(batch, share=self.share))
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        rate = learning_rate(self.trainer.global_step, self.share)
+        rate = learning_rate(self.trainer.global_step, self.share, self.schedule)
         for group in self.trainer.optimizers[0].param_groups:
             group["lr"] = rate
 
     def configure_optimizers(self) -> Optimizer:
-        return torch.optim.AdamW(self.network.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True)
+        return torch.optim.AdamW(
+            self.network.parameters(), lr=self.schedule.peak, weight_decay=WEIGHT_DECAY, fused=True
+        )
 
     def configure_gradient_clipping(
         self,

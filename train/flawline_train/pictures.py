@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from flawline_inspect.align import canvas_of, canvas_wh_for
+from flawline_inspect.align import Alignment, canvas_of, canvas_wh_for
 from flawline_inspect.errors import InputError, PictureError, PlacementError
 from flawline_inspect.frame import (
+    FULL_DEPTH,
     FrameSpec,
     Placement,
     Roi,
@@ -99,17 +100,31 @@ class GoodPictures:
             out.append(f"only {len(self.files)} good pictures; 20 to 100 make the threshold trustworthy")
         return out
 
-    def split(self, rng: np.random.Generator) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    def split(
+        self, rng: np.random.Generator, known: Mapping[str, str] | None = None
+    ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
         """Indices to train on and to calibrate with; the latter, and what shows the same parts, are never shown to the
         optimiser.
 
         A quarter of the parts is held out, at least 3: one at random from each of as many blocks of equal length in the order
-        of the files, so that a drift over the time of taking them is covered.
+        of the files, so that a drift over the time of taking them is covered. `known`: by SHA-256 `train` or `calibration`,
+        what an earlier training did with a picture; parts that it has learnt from are trained on, others that it knows are
+        held out, and a quarter is taken of the rest. Raises `InputError` when that leaves too few of either.
         """
+        known = known or {}
         order = list(dict.fromkeys(self.parts))  # by first picture
-        held_out = max(MIN_CALIBRATION, round(CALIBRATION_SHARE * len(order)))
-        blocks = np.array_split(np.arange(len(order)), held_out)
-        chosen = {order[int(rng.choice(block))] for block in blocks}
+        learnt = {p for file, p in zip(self.files, self.parts, strict=True) if known.get(file.sha256) == "train"}
+        kept = {p for file, p in zip(self.files, self.parts, strict=True) if file.sha256 in known} - learnt
+        fresh = [part for part in order if part not in learnt | kept]
+        held_out = max(MIN_CALIBRATION - len(kept), round(CALIBRATION_SHARE * len(fresh)))
+        if held_out > len(fresh) or len(kept) + held_out == len(order):
+            raise InputError(
+                f"of {len(order)} parts the model of --from has learnt from {len(learnt)} and held out {len(kept)}, {len(fresh)} are new; "
+                f"at least {MIN_CALIBRATION} that it has not learnt from are needed to calibrate, and others to learn from: give more "
+                "new pictures, or train without --from"
+            )
+        blocks = np.array_split(np.arange(len(fresh)), held_out) if held_out > 0 else []
+        chosen = {fresh[int(rng.choice(block))] for block in blocks} | kept
         calibration = np.array([part in chosen for part in self.parts])
         return np.flatnonzero(~calibration), np.flatnonzero(calibration)
 
@@ -121,11 +136,13 @@ def load_good_pictures(
     roi: Roi | None = None,
     group: str | None = None,
     align: AlignChoice = "none",
+    frame: FrameSpec | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> GoodPictures:
     """Read and fit all good pictures below `folder`; the frame's long side is `size`.
 
     `group`: a regular expression that names the part of each picture by its path; near-duplicates are looked for without.
+    `frame`: an earlier model's, whose shape and alignment are taken over instead of being chosen by `size` and `align`.
     A file that cannot be read, and a picture whose part cannot be placed, is skipped and named. Raises `InputError` when
     fewer than 8 pictures, or 4 parts, remain, or when the parts cannot be aligned as asked for.
     """
@@ -162,15 +179,11 @@ def load_good_pictures(
 
     sizes = Counter(file.wh for file in files)
     usual_wh = sizes.most_common(1)[0][0]
-    spec = frame_for(usual_wh, size, bit_depth=_used_bits(brightest_16_bit), roi=roi)
-    fitted = None if align == "none" else _fit_alignment(files, spec, usual_wh, align)
-    if (fitted is None or fitted.alignment is None) and _come_in_many_shapes(files):
-        # Borders of another width each would be the largest "defects"; filling the frame, the parts' edges coincide.
-        spec = replace(spec, stretch=True)
-    if fitted is not None and fitted.alignment is not None:
-        if fitted.alignment.motion.turns:
-            spec = replace(frame_for(fitted.alignment.reference_wh, size, bit_depth=spec.bit_depth), roi=roi)
-        spec = replace(spec, alignment=fitted.alignment)
+    bits = _used_bits(brightest_16_bit)
+    if frame is None:
+        spec, fitted = _chosen_frame(files, frame_for(usual_wh, size, bit_depth=bits, roi=roi), usual_wh, align)
+    else:
+        spec, fitted = _same_frame(files, replace(frame, roi=roi), usual_wh, bits if n_16_bit else None)
     frames = np.empty((len(files), spec.height, spec.width, 3), np.uint8)
     placements: dict[tuple[int, int], Placement] = {}
     kept: list[PictureFile] = []
@@ -211,6 +224,31 @@ def _expect_enough(folder: Path, files: list[PictureFile], skipped: list[tuple[s
         )
 
 
+def _chosen_frame(
+    files: list[PictureFile], spec: FrameSpec, usual_wh: tuple[int, int], align: AlignChoice
+) -> tuple[FrameSpec, FittedAlignment | None]:
+    """`spec` for parts that are not aligned, or what suits their alignment; and that."""
+    fitted = None if align == "none" else _fit_alignment(files, spec, usual_wh, align)
+    if fitted is None or fitted.alignment is None:
+        # Borders of another width each would be the largest "defects"; filling the frame, the parts' edges coincide.
+        return replace(spec, stretch=_come_in_many_shapes(files)), fitted
+    if fitted.alignment.motion.turns:
+        size = max(spec.width, spec.height)
+        spec = replace(frame_for(fitted.alignment.reference_wh, size, bit_depth=spec.bit_depth), roi=spec.roi)
+    return replace(spec, alignment=fitted.alignment), fitted
+
+
+def _same_frame(
+    files: list[PictureFile], frame: FrameSpec, usual_wh: tuple[int, int], bits: int | None
+) -> tuple[FrameSpec, FittedAlignment | None]:
+    """An earlier model's frame for its next training. Its bit depth stays unless 16-bit pictures use more `bits`, or are
+    the first that there are."""
+    if bits is not None:
+        frame = replace(frame, bit_depth=bits if frame.bit_depth == FULL_DEPTH else max(frame.bit_depth, bits))
+    fitted = None if frame.alignment is None else _fit_alignment(files, frame, usual_wh, frame.alignment)
+    return frame, fitted
+
+
 def _come_in_many_shapes(files: list[PictureFile]) -> bool:
     """Whether the pictures' aspect ratios differ so much that letterboxing would give each its own border."""
     ratios = np.log([file.wh[0] / file.wh[1] for file in files])
@@ -218,11 +256,13 @@ def _come_in_many_shapes(files: list[PictureFile]) -> bool:
 
 
 def _fit_alignment(
-    files: list[PictureFile], spec: FrameSpec, usual_wh: tuple[int, int], choice: AlignChoice
+    files: list[PictureFile], spec: FrameSpec, usual_wh: tuple[int, int], choice: AlignChoice | Alignment
 ) -> FittedAlignment:
     """From pictures that are spread over the whole set, read once more, as small grey copies."""
     chosen = np.linspace(0, len(files) - 1, min(MAX_CANVASES, len(files))).round().astype(int)
-    canvas_wh = canvas_wh_for(spec.roi[2:] if spec.roi else usual_wh)
+    canvas_wh = (
+        choice.canvas_wh if isinstance(choice, Alignment) else canvas_wh_for(spec.roi[2:] if spec.roi else usual_wh)
+    )
     canvases = []
     for i in chosen:
         picture = read_picture(files[i].path)

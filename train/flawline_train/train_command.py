@@ -25,17 +25,12 @@ from flawline_inspect.bundle import CalibrationSection
 from flawline_inspect.errors import InputError
 from flawline_inspect.frame import Roi
 from flawline_train.alignment import AlignChoice
-from flawline_train.autoencoders.methods import ANOMALIB, DEFAULT_METHOD, METHODS
+from flawline_train.autoencoders.methods import ANOMALIB, METHODS
 from flawline_train.known_defects import DEFAULT_DEFECT_RATE, CostModel
+from flawline_train.options import DEFAULT_FALSE_REJECTS
 from flawline_train.promise import ThresholdChoice
-from flawline_train.training import (
-    DEFAULT_FALSE_REJECTS,
-    DEFAULT_MINUTES,
-    DEFAULT_SIZE,
-    DEFAULT_WIDTH,
-    TrainProgress,
-    train,
-)
+from flawline_train.rehearsal import Rehearsal
+from flawline_train.training import Training, TrainProgress, train
 
 __all__ = ["train_command"]
 
@@ -78,11 +73,11 @@ def train_command(
     /,
     *,
     out: Annotated[Path, Parameter(name=("--out", "-o"))],
-    method: Annotated[str, Parameter(help=_METHOD_HELP)] = DEFAULT_METHOD,
+    method: Annotated[str | None, Parameter(help=_METHOD_HELP)] = None,
     minutes: float | None = None,
     steps: int | None = None,
-    size: int = DEFAULT_SIZE,
-    width: int = DEFAULT_WIDTH,
+    size: int | None = None,
+    width: int | None = None,
     seed: int = 0,
     device: str = "auto",
     roi: Roi | None = None,
@@ -97,6 +92,7 @@ def train_command(
     align: AlignChoice = "auto",
     name: str | None = None,
     report: Annotated[bool, Parameter(negative="--no-report")] = True,
+    from_bundle: Annotated[Path | None, Parameter(name="--from")] = None,
     weights: Path | None = None,
     devices: int = 1,
     checkpoint: Path | None = None,
@@ -117,9 +113,9 @@ def train_command(
     steps
         Train this many steps instead; the same seed then gives the same model on the same machine.
     size
-        Long side of the model's frame in pixels, a multiple of 16. Larger sees smaller defects and costs more.
+        Long side of the model's frame in pixels, a multiple of 16; 128 when not given. Larger sees smaller defects and costs more.
     width
-        Channels of the network. Larger learns more and costs with the square; 12 is a small model.
+        Channels of the network, 4 to 256; 32 when not given. Larger learns more and costs with the square; 12 is a small model.
     seed
         Of everything random.
     device
@@ -150,6 +146,9 @@ def train_command(
         The model's name in verdicts; the file's name when not given.
     report
         Make the training report: one inside the bundle, and an interactive one beside it, such as part.report.html.
+    from_bundle
+        Train an earlier bundle further, with new pictures beside the old: a fifth of the time will do. Method, width, frame and
+        alignment are its own, and what it held out stays held out; threshold and golden pictures are made anew.
     weights
         Pretrained weights of an anomalib model's backbone, a .safetensors file in timm's names; nothing is downloaded.
     devices
@@ -192,7 +191,7 @@ def train_command(
                 good_dir,
                 out,
                 method=method,
-                minutes=minutes if steps is not None or minutes is not None else DEFAULT_MINUTES,
+                minutes=minutes,
                 steps=steps,
                 size=size,
                 width=width,
@@ -208,6 +207,7 @@ def train_command(
                 align=align,
                 name=name,
                 report=report,
+                from_bundle=from_bundle,
                 weights=weights,
                 devices=devices,
                 checkpoint=checkpoint,
@@ -220,27 +220,29 @@ def train_command(
             )
     finally:
         signal.signal(signal.SIGINT, previous)
-    bundle, fit = training.bundle, training.fit
-    calibration = bundle.manifest.calibration
     for note in training.notes:
         console.print(f"note: {note}", style="yellow", markup=False)
-    out_console = Console(highlight=False, soft_wrap=True)
-    if training.rehearsal is not None:
-        frame, rehearsal = bundle.manifest.frame, training.rehearsal
-        out_console.print(
-            f"would train {method}: {frame.width}x{frame.height} frames, {training.parameters / 1e6:.2f} M parameters, "
-            f"{rehearsal.gflop:.2f} GFLOP a picture, {rehearsal.steps_per_second:.1f} steps/s, about {rehearsal.steps} steps; "
-            "nothing was written",
-            markup=False,
-        )
-        return
+    line = _made_lines(training, out) if training.rehearsal is None else _rehearsal_line(training, training.rehearsal)
+    Console(highlight=False, soft_wrap=True).print(line, markup=False)
+
+
+def _rehearsal_line(training: Training, rehearsal: Rehearsal) -> str:
+    method, frame = training.bundle.manifest.method, training.bundle.manifest.frame
+    return (
+        f"would train {method.name}: {frame.width}x{frame.height} frames, {training.parameters / 1e6:.2f} M parameters, "
+        f"{rehearsal.gflop:.2f} GFLOP a picture, {rehearsal.steps_per_second:.1f} steps/s, about {rehearsal.steps} steps; "
+        "nothing was written"
+    )
+
+
+def _made_lines(training: Training, out: Path) -> str:
+    bundle, fit = training.bundle, training.fit
     look = f"open {training.report} in a browser, " if training.report is not None else ""
-    out_console.print(
+    return (
         f"{out}: {bundle.model_id}, {out.stat().st_size / 1e6:.1f} MB, {training.parameters / 1e6:.2f} M parameters, "
         f"{fit.steps} steps in {fit.seconds:.0f} s\n"
-        f"{_threshold_lines(calibration)}\n"
-        f"next: {look}flawline check {out} PICTURES, or flawline eval {out} DATASET",
-        markup=False,
+        f"{_threshold_lines(bundle.manifest.calibration)}\n"
+        f"next: {look}flawline check {out} PICTURES, or flawline eval {out} DATASET"
     )
 
 

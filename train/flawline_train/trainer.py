@@ -33,7 +33,7 @@ from flawline_inspect.errors import FlawlineError, InputError
 from flawline_train.autoencoders import Autoencoder, Batch
 from flawline_train.averaging import Averaging
 from flawline_train.checkpoints import CHECKPOINT, SafeCheckpoints, load_checkpoint
-from flawline_train.fit import Budget, FitProgress, FitResult, has_bf16
+from flawline_train.fit import Budget, FitProgress, FitResult, Schedule, has_bf16
 from flawline_train.lightning_module import FittingModule
 
 __all__ = ["CHECKPOINT_SECONDS", "Batches", "Job", "identity_of", "plain_interrupts", "run_trainer"]
@@ -53,6 +53,7 @@ class Job:
 
     budget: Budget
     seed: int
+    schedule: Schedule
     ema_decay: float
     checkpoint: Path | None = None
     resume: bool = False
@@ -60,9 +61,9 @@ class Job:
     identity: str = ""
 
 
-def identity_of(network: Autoencoder, frames: NDArray[np.uint8], seed: int) -> str:
-    """The same for two trainings exactly if the one may go on where the other stopped: network, pictures and seed."""
-    digest = hashlib.sha256(f"{type(network).__qualname__} {seed} {frames.shape}".encode())
+def identity_of(network: Autoencoder, frames: NDArray[np.uint8], seed: int, schedule: Schedule) -> str:
+    """The same for two trainings exactly if the one may go on where the other stopped: network, pictures, seed, schedule."""
+    digest = hashlib.sha256(f"{type(network).__qualname__} {seed} {schedule} {frames.shape}".encode())
     for name, tensor in network.state_dict().items():
         digest.update(f"{name} {tuple(tensor.shape)}".encode())
     digest.update(np.ascontiguousarray(frames).data)
@@ -210,7 +211,7 @@ def run_trainer(
     ckpt_path = _checkpoint_to_resume(job)
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
     network.train()
-    module = _Module(network)
+    module = _Module(network, job.schedule)
     pace = Pace(job, on_progress, should_stop)
     callbacks: list[pl.Callback] = [Averaging(job.ema_decay)] if job.ema_decay else []
     if job.tensorboard is not None:
