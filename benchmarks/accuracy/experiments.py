@@ -16,6 +16,7 @@ from flawline_inspect.frame import find_pictures
 
 __all__ = [
     "AS_IT_IS",
+    "CLOSED_FORM",
     "CONTAMINATED",
     "CONTAMINATED_CLEAN",
     "DEFAULT_METHOD",
@@ -24,6 +25,7 @@ __all__ = [
     "PEERS",
     "PRESETS",
     "RETRAIN",
+    "UNTRAINED",
     "Settings",
     "all_methods",
     "floors",
@@ -35,6 +37,8 @@ __all__ = [
 ]
 
 DEFAULT_METHOD = "filtering"
+CLOSED_FORM = "closed form"
+"""The budget of what does not train."""
 PEERS = ("anomalib:Draem", "anomalib:Ganomaly")
 PRESETS = ("nano", "small", "medium")
 
@@ -45,6 +49,9 @@ FEW = f"{FEW_PICTURES} good pictures only"
 CONTAMINATED = "5 % defective among the training pictures"
 CONTAMINATED_CLEAN = "none defective, the same test pictures"
 """What `CONTAMINATED` is compared with: without the defective pictures the test is another."""
+
+UNTRAINED = "after one step"
+"""A control: alignment, calibration and everything closed-form are there, and the network has learnt nothing."""
 
 RETRAIN_SHARE = 0.8
 RETRAIN_DIVISOR = 5
@@ -88,7 +95,7 @@ def floors(chosen: Sequence[DataSet], names: Sequence[str] = FLOORS) -> list[Job
             data,
             name,
             0,
-            "closed form",
+            CLOSED_FORM,
             lambda name=name, data=data: measure(name, data),  # type: ignore[misc]
             size=SIDE,
             sources=("benchmarks/accuracy/floors.py",),
@@ -115,14 +122,18 @@ def all_methods() -> tuple[str, ...]:
 
 
 def methods(bench: Bench, chosen: Sequence[DataSet], settings: Settings, names: Sequence[str]) -> list[Job]:
-    """Methods side by side at equal time."""
-    return floors(chosen, [name for name in names if name in FLOORS]) + [
-        _plain(bench, "methods", data, settings.recipe(name, seed), settings)
-        for name in names
-        if name not in FLOORS
-        for seed in settings.seeds
-        for data in chosen
-    ]
+    """Methods side by side at equal time, and the default after a single step: what all but its training is worth."""
+    jobs = floors(chosen, [name for name in names if name in FLOORS])
+    for name in names:
+        for seed in settings.seeds:
+            for data in chosen:
+                recipe = settings.recipe(name, seed)
+                if name not in FLOORS:
+                    jobs.append(_plain(bench, "methods", data, recipe, settings))
+                if name == DEFAULT_METHOD:
+                    untrained = replace(recipe, budget=Budget(steps=1))
+                    jobs.append(replace(_plain(bench, "methods", data, untrained, settings, UNTRAINED), minutes=None))
+    return jobs
 
 
 def presets(bench: Bench, chosen: Sequence[DataSet], settings: Settings) -> list[Job]:

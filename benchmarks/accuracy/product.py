@@ -106,9 +106,10 @@ class Flawline:
         told: list[str] = []
         try:
             assert process.stdout is not None
-            for line in process.stdout:
-                self._say(line.rstrip())
-                told = [*told[1 - _KEPT_LINES :], line.rstrip()]
+            with process.stdout as lines:
+                for line in lines:
+                    self._say(line.rstrip())
+                    told = [*told[1 - _KEPT_LINES :], line.rstrip()]
             status = process.wait()
         finally:
             process.kill()

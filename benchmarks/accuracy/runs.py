@@ -33,9 +33,9 @@ class Machine:
     gpu: str | None = None
 
     def __str__(self) -> str:
-        plural = "s" * (self.threads != 1)
         gpu = f"{self.gpu} beside " if self.gpu else ""
-        return f"{gpu}{self.cpu}, {self.cores} cores, {self.threads} torch thread{plural}"
+        cores, threads = ("s" * (count != 1) for count in (self.cores, self.threads))
+        return f"{gpu}{self.cpu}, {self.cores} core{cores}, {self.threads} torch thread{threads}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +167,7 @@ def this_machine(device: str) -> Machine:
     gpu = None
     if device != "cpu" and torch.cuda.is_available():
         gpu = torch.cuda.get_device_name(None if device == "auto" else device)
-    return Machine(_cpu_model(), len(os.sched_getaffinity(0)), torch.get_num_threads(), gpu)
+    return Machine(_cpu_model(), os.cpu_count() or 1, torch.get_num_threads(), gpu)
 
 
 def versions() -> dict[str, str]:

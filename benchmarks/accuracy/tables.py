@@ -14,6 +14,7 @@ import numpy as np
 from benchmarks.accuracy.changes import CHANGES
 from benchmarks.accuracy.experiments import (
     AS_IT_IS,
+    CLOSED_FORM,
     CONTAMINATED,
     CONTAMINATED_CLEAN,
     DEFAULT_METHOD,
@@ -133,22 +134,22 @@ def _methods(runs: list[Run], floors: list[Run]) -> str:
     closed = [run for run in floors if run.key.method in (LINEAR, GOLDEN_TEMPLATE)]
     everything = runs + closed
 
-    def means(method: str) -> list[float | None]:
-        return [_mean(_where(everything, set=name, method=method), "image_auroc") for name in names]
+    def means(method: str, variant: str) -> list[float | None]:
+        return [_mean(_where(everything, set=name, method=method, variant=variant), "image_auroc") for name in names]
 
-    def overall(method: str) -> float | None:
-        each = [value for value in means(method) if value is not None]
+    def overall(method: str, variant: str) -> float | None:
+        each = [value for value in means(method, variant) if value is not None]
         return float(np.mean(each)) if len(each) == len(names) else None
 
-    reference = overall(DEFAULT_METHOD)
-    order = sorted({run.key.method for run in everything}, key=lambda method: -(overall(method) or 0.0))
+    reference = overall(DEFAULT_METHOD, AS_IT_IS)
+    order = sorted({(run.key.method, run.key.variant) for run in everything}, key=lambda row: -(overall(*row) or 0.0))
     rows = []
-    for method in order:
-        mean = overall(method)
+    for method, variant in order:
+        mean = overall(method, variant)
         difference = NOTHING if mean is None or reference is None else f"{mean - reference:+.3f}"
-        rows.append(
-            [method, *map(_number, means(method)), _number(mean), difference, _steps(_where(runs, method=method))]
-        )
+        own = _where(runs, method=method, variant=variant)
+        label = " ".join(filter(None, (method, variant)))
+        rows.append([label, *map(_number, means(method, variant)), _number(mean), difference, _steps(own)])
     return markdown(["method", *names, "mean", f"against {DEFAULT_METHOD}", "steps"], rows)
 
 
@@ -207,7 +208,8 @@ def _caption(runs: list[Run], budget: str, size: str, machine: str) -> str:
     when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
     plural = "s" * (len(commits) > 1)
     load = np.median([run.load for run in runs])
-    return f"{budget} a run, {size}; {machine}, median load {load:.1f}; {when}, commit{plural} {', '.join(commits)}."
+    effort = "In closed form" if budget == CLOSED_FORM else f"{budget} a training"
+    return f"{effort}, {size}; {machine}, median load {load:.1f}; {when}, commit{plural} {', '.join(commits)}."
 
 
 def _sets(runs: Iterable[Run]) -> list[str]:
