@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from flawline_inspect.calibration import GoodSpread, fit_spread, leave_one_out
+from flawline_inspect.calibration import MIN_CALIBRATION_PICTURES, GoodSpread, fit_spread, leave_one_out
 from flawline_inspect.frame import Placement
 from flawline_train.graph import ERROR_CHANNELS, ErrorMap, reconstruct, top_pixels
 from flawline_train.threshold import Threshold, threshold_from_scores
@@ -26,8 +26,8 @@ FLOOR_SHARE = 0.1
 
 @dataclass(frozen=True, slots=True)
 class MapCalibration:
-    """`scores` (n,) are those of the n pictures, each by maps without its part; `good` are the maps over all n, for the
-    graph. `parts` are the held-out parts in the order of their pictures, `part_scores` their largest scores, from
+    """`scores` (n,) are those of the n pictures, each by maps without its part; `good` are the maps over all n but skipped suspects, for
+    the graph. `parts` are the held-out parts in the order of their pictures, `part_scores` their largest scores, from
     which `threshold` follows."""
 
     good: GoodSpread
@@ -104,18 +104,31 @@ def calibrate_maps(
     cross_fitted: NDArray[np.floating] | None = None,
 ) -> MapCalibration:
     """Calibrate with the raw error maps (n, H, W) of held-out good pictures, whoever made them. Arguments as in `calibrate`."""
-    left, top, content_w, content_h = placement.content
-    names = [str(i) for i in range(len(errors))] if parts is None else list(parts)
-    heatmaps = leave_one_out(errors, names)[:, top : top + content_h, left : left + content_w]
-    pixels = heatmaps.reshape(len(errors), -1)
-    scores = np.sort(pixels, 1)[:, -top_pixels(placement) :].mean(1, dtype=np.float32)
-    distinct = tuple(dict.fromkeys(names))
-    largest = {part: max(float(s) for s, name in zip(scores, names, strict=True) if name == part) for part in distinct}
-    part_scores = np.array([largest[part] for part in distinct], np.float32)
-    threshold = threshold_from_scores(
-        part_scores, false_reject_target, keep_suspects=keep_suspects, cross_fitted=cross_fitted
-    )
-    return MapCalibration(fit_spread(errors), scores, distinct, part_scores, threshold)
+    names = np.array([str(i) for i in range(len(errors))] if parts is None else list(parts))
+    distinct = list(dict.fromkeys(names.tolist()))
+
+    def judged(heatmaps: NDArray[np.float32]) -> NDArray[np.float32]:
+        left, top, content_w, content_h = placement.content
+        pixels = heatmaps[:, top : top + content_h, left : left + content_w].reshape(len(heatmaps), -1)
+        return np.sort(pixels, 1)[:, -top_pixels(placement) :].mean(1, dtype=np.float32)
+
+    def cut() -> tuple[NDArray[np.float32], Threshold]:
+        by_part = np.array([scores[names == part].max() for part in distinct], np.float32)
+        found = threshold_from_scores(
+            by_part, false_reject_target, keep_suspects=keep_suspects, cross_fitted=cross_fitted
+        )
+        return by_part, found
+
+    scores = judged(leave_one_out(errors, names.tolist()))
+    part_scores, threshold = cut()
+    kept = ~np.isin(names, [distinct[i] for i in threshold.skipped])
+    if not kept.all() and len(set(names[kept])) >= MIN_CALIBRATION_PICTURES:
+        # What is skipped must not hide defects by its spread either: one odd arm makes every missing arm usual.
+        scores = scores.copy()
+        scores[~kept] = judged(fit_spread(errors[kept]).standardise(errors[~kept]))
+        scores[kept] = judged(leave_one_out(errors[kept], names[kept].tolist()))
+        part_scores, threshold = cut()
+    return MapCalibration(fit_spread(errors[kept]), scores, tuple(distinct), part_scores, threshold)
 
 
 @dataclass(frozen=True, slots=True)
