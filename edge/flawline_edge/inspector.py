@@ -30,6 +30,8 @@ _log = logging.getLogger(__name__)
 
 _RAW_TOLERANCE = 0.01
 """Raw pictures also test the way to the frame, whose resizing may differ in the last bit between builds of OpenCV."""
+_ALIGNED_TOLERANCE = 0.05
+"""Where parts are aligned, the pose differs in the last bits as well; half of what golden pictures keep from the threshold."""
 _WARM_UP_RUNS = 3
 
 
@@ -171,11 +173,12 @@ class Inspector:
         for _ in range(_WARM_UP_RUNS):
             engine.infer(blank)
         tolerance = LIMITS[engine.precision].score
+        raw_tolerance = max(tolerance, _RAW_TOLERANCE if spec.alignment is None else _ALIGNED_TOLERANCE)
         for i, golden in enumerate(self.bundle.golden()):
             from_raw, _ = fit_picture(golden.raw, spec)
             for kind, frame, allowed in (
                 ("fitted", golden.fitted, tolerance),
-                ("raw", from_raw, max(tolerance, _RAW_TOLERANCE)),
+                ("raw", from_raw, raw_tolerance),
             ):
                 score = float(engine.infer(frame[None]).scores[0])
                 # `not <=`, so that a NaN fails too

@@ -34,11 +34,11 @@ CANVAS_SIDES = (192, 256)
 _SHIFT_REACH = 0.15
 """How far `shift` looks, as a share of the long side."""
 _RUNAWAY = 1.5  # times the reach, corners included
-_TURN_REACH = 0.12
-_FAR_REACH = 0.35
-_ANGLES = 3
-_MANY_ANGLES = 24
-_SAME_SCALE = 0.04
+_TURN_REACH, _FAR_REACH = 0.12, 0.35
+"""How far around the foreground's middle `rotate` looks, as a share of the reference's long side: at first, and in doubt."""
+_ANGLES, _MANY_ANGLES = 3, 24
+"""How many angles it tries then."""
+_MUCH_WORSE = 0.1  # the outline still counts: a part with another print is where its outline is
 _CLEARLY = 0.02
 """By how much likelier a far place must look: a screw with a stain also looks likely one turn of its thread further on."""
 
@@ -47,9 +47,9 @@ _CLEARLY = 0.02
 class Bounds:
     """Beyond these a part counts as not placed; learnt from good pictures, with a margin.
 
-    `correlation`: lowest accepted; below `doubt` (both of the reference and the picture) the part is looked for
-    everywhere before its best place is believed. `contrast`: of foreground to background in grey values. `inside`: share of the
-    reference's area that lies in the picture.
+    `correlation`: of picture and reference, the lowest accepted; below `doubt` the part is looked for at every angle before
+    its place is believed. `contrast`: of foreground to background in grey values. `inside`: share of the reference's area
+    that lies in the picture.
     """
 
     correlation: float = 0.0
@@ -168,7 +168,7 @@ class Alignment:
             blurred = template.blurred(canvas)
             size = math.sqrt(foreground.area / max(1.0, design.area)) / self.scale
             likely = [min(max(size, lowest), highest)]
-            if highest > lowest * (1 + _SAME_SCALE) and not lowest <= size <= highest:
+            if highest > lowest and not lowest <= size <= highest:
                 likely = [lowest, math.sqrt(lowest * highest), highest]  # a piece is missing or too much
             guesses = [
                 (scale, angle)
@@ -181,7 +181,8 @@ class Alignment:
                 sizes = [lowest] if lowest == highest else [lowest, math.sqrt(lowest * highest), highest]
                 guesses = [(scale, angle) for scale in sizes for angle in steps]
                 again = self._best(template, blurred, foreground.centre, guesses, _FAR_REACH)
-                if again.likeness > match.likeness + _CLEARLY:
+                worse = match.correlation - again.correlation
+                if again.likeness > match.likeness + _CLEARLY and worse < _MUCH_WORSE:
                     match = again
             matches.append(replace(match, design=i))
         return max(matches, key=lambda match: match.likeness)

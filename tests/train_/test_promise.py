@@ -22,12 +22,12 @@ MAPS = np.ones((32, 32), np.float32)
 def calibration(scores: list[float], target: float = 0.01, **options: Any) -> Calibration:
     values = np.array(scores, np.float32)
     return Calibration(
-        ErrorMap((32, 32)),
-        GoodSpread(MAPS, MAPS),
-        values,
-        tuple(f"{i}.png" for i in range(len(scores))),
-        values,
-        threshold_from_scores(values, target, **options),
+        good=GoodSpread(MAPS, MAPS),
+        scores=values,
+        parts=tuple(f"{i}.png" for i in range(len(scores))),
+        part_scores=values,
+        threshold=threshold_from_scores(values, target, **options),
+        error_map=ErrorMap((32, 32)),
     )
 
 

@@ -26,8 +26,8 @@ FLOOR_SHARE = 0.1
 
 @dataclass(frozen=True, slots=True)
 class MapCalibration:
-    """`scores` (n,) are those of the n pictures, each by maps without its part; `good` are the maps over all n but skipped suspects, for
-    the graph. `parts` are the held-out parts in the order of their pictures, `part_scores` their largest scores, from
+    """`scores` (n,) are those of the n pictures, each by maps without its part; `good` are the maps over all n but skipped
+    suspects, for the graph. `parts` are the held-out parts in the order of their pictures, `part_scores` their largest scores, from
     which `threshold` follows."""
 
     good: GoodSpread
