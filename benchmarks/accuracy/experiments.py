@@ -9,14 +9,13 @@ from benchmarks.accuracy.bench import CHANGED_PICTURES, PRODUCT, Bench, Job, Tra
 from benchmarks.accuracy.changes import CHANGES, Change, changed_copy, contaminated, some_good
 from benchmarks.accuracy.floors import FLOORS, GOLDEN_TEMPLATE, LINEAR, SIDE, floor_figures
 from benchmarks.accuracy.product import Budget, Recipe
-from benchmarks.accuracy.runs import Measured
+from benchmarks.accuracy.runs import CLOSED_FORM, Measured
 from benchmarks.accuracy.sets import DataSet
 
 from flawline_inspect.frame import find_pictures
 
 __all__ = [
     "AS_IT_IS",
-    "CLOSED_FORM",
     "CONTAMINATED",
     "CONTAMINATED_CLEAN",
     "DEFAULT_METHOD",
@@ -37,8 +36,6 @@ __all__ = [
 ]
 
 DEFAULT_METHOD = "filtering"
-CLOSED_FORM = "closed form"
-"""The budget of what does not train."""
 PEERS = ("anomalib:Draem", "anomalib:Ganomaly")
 PRESETS = ("nano", "small", "medium")
 

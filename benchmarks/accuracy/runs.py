@@ -18,9 +18,23 @@ from typing import Any
 
 from flawline_inspect.errors import InputError
 
-__all__ = ["ROOT", "Key", "Machine", "Measured", "Run", "Runs", "code_digest", "git_commit", "this_machine", "versions"]
+__all__ = [
+    "CLOSED_FORM",
+    "ROOT",
+    "Key",
+    "Machine",
+    "Measured",
+    "Run",
+    "Runs",
+    "code_digest",
+    "git_commit",
+    "this_machine",
+    "versions",
+]
 
 ROOT = Path(__file__).parents[2]
+CLOSED_FORM = "closed form"
+"""The budget of what does not train."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +56,7 @@ class Machine:
 class Key:
     """Two runs of equal keys measure the same thing.
 
-    `budget`: `10 min`, `500 steps` or `closed form`. `size`: the frame's long side, None for the product's default.
+    `budget`: `10 min`, `500 steps` or `CLOSED_FORM`. `size`: the frame's long side, None for the product's default.
     `variant`: what is special, such as `20 good pictures`. `code`: digest of the sources that the figures depend on. It
     stands here instead of the commit because a commit that changes a document would otherwise repeat hours of training.
     """
@@ -125,11 +139,15 @@ class Runs:
         return next((run for run in reversed(self._runs) if run.key == key), None)
 
     def newest(self) -> list[Run]:
-        """For each thing measured the newest run, whatever the code, in the order of the first."""
+        """For each thing measured the newest run, whatever the code, in the order of the first.
+
+        Machines matter to what was trained on them, not to what has a closed form.
+        """
         found: dict[tuple[Any, ...], Run] = {}
         for run in self._runs:
             key = run.key
-            found[key.experiment, key.set, key.method, key.variant, key.seed, key.budget, key.size, key.machine] = run
+            machine = None if key.budget == CLOSED_FORM else key.machine
+            found[key.experiment, key.set, key.method, key.variant, key.seed, key.budget, key.size, machine] = run
         return list(found.values())
 
     def append(self, run: Run) -> None:

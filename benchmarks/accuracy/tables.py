@@ -14,7 +14,6 @@ import numpy as np
 from benchmarks.accuracy.changes import CHANGES
 from benchmarks.accuracy.experiments import (
     AS_IT_IS,
-    CLOSED_FORM,
     CONTAMINATED,
     CONTAMINATED_CLEAN,
     DEFAULT_METHOD,
@@ -23,7 +22,7 @@ from benchmarks.accuracy.experiments import (
     RETRAIN,
 )
 from benchmarks.accuracy.floors import FLOORS, GOLDEN_TEMPLATE, LINEAR, TRIVIAL
-from benchmarks.accuracy.runs import Run
+from benchmarks.accuracy.runs import CLOSED_FORM, Run
 from benchmarks.accuracy.sets import BARS, Bar
 
 from flawline_inspect.errors import InputError

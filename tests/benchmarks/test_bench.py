@@ -27,7 +27,7 @@ from benchmarks.accuracy.experiments import (
 )
 from benchmarks.accuracy.floors import FLOORS, LINEAR
 from benchmarks.accuracy.product import Budget, Flawline, Recipe, UnavailableError
-from benchmarks.accuracy.runs import Run, Runs, code_digest, this_machine
+from benchmarks.accuracy.runs import Machine, Run, Runs, code_digest, this_machine
 from benchmarks.accuracy.sets import DataSet, find_sets
 from tests.benchmarks.stand_ins import MACHINE, StandIn, run, small_set
 
@@ -86,6 +86,16 @@ def test_the_newest_run_counts_whatever_its_code(tmp_path: Path) -> None:
         runs.append(each)
     assert runs.newest() == [new, other]
     assert runs.find(old.key) == old
+
+
+def test_a_closed_form_is_the_same_on_every_machine(tmp_path: Path) -> None:
+    runs = Runs(tmp_path / "runs.jsonl")
+    other = Machine("Abacus 9", 64, 64)
+    here, there = (run("floors", "a", LINEAR, budget="closed form", machine=machine) for machine in (MACHINE, other))
+    trained = [run("sets", "a", machine=machine) for machine in (MACHINE, other)]
+    for each in (here, there, *trained):
+        runs.append(each)
+    assert runs.newest() == [there, *trained]
 
 
 def test_code_is_told_by_what_it_says() -> None:
