@@ -39,6 +39,8 @@ _FAR_REACH = 0.35
 _ANGLES = 3
 _MANY_ANGLES = 24
 _SAME_SCALE = 0.04
+_CLEARLY = 0.02
+"""By how much likelier a far place must look: a screw with a stain also looks likely one turn of its thread further on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +181,8 @@ class Alignment:
                 sizes = [lowest] if lowest == highest else [lowest, math.sqrt(lowest * highest), highest]
                 guesses = [(scale, angle) for scale in sizes for angle in steps]
                 again = self._best(template, blurred, foreground.centre, guesses, _FAR_REACH)
-                match = max(match, again, key=lambda match: match.likeness)
+                if again.likeness > match.likeness + _CLEARLY:
+                    match = again
             matches.append(replace(match, design=i))
         return max(matches, key=lambda match: match.likeness)
 

@@ -23,7 +23,7 @@ from typing import Annotated, Any, Literal
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from flawline_inspect.align import Alignment, Bounds, Design
 from flawline_inspect.errors import BundleError
@@ -87,6 +87,13 @@ class PlacingSection(_Section):
     scales: tuple[Annotated[float, Field(ge=0.05, le=20)], Annotated[float, Field(ge=0.05, le=20)]]
     bounds: BoundsEntry
     references: Annotated[list[ReferenceEntry], Field(min_length=1, max_length=MAX_REFERENCES)]
+
+    @field_validator("scales")
+    @classmethod
+    def _in_order(cls, scales: tuple[float, float]) -> tuple[float, float]:
+        if scales[0] > scales[1]:
+            raise ValueError(f"scales are {scales[0]} to {scales[1]}, expected the lower one first")
+        return scales
 
 
 class AlignSection(_Section):

@@ -35,6 +35,9 @@ _RUNAWAY = 0.05
 """A correlation that falls by more in a refinement: it went astray."""
 _PLAY = 0.12
 """How far the texture may be from where the brightness said, as a share of the long side."""
+_CLOSE_BY = 3
+_CLEARLY = 0.05
+"""A correlation that is lower by more cannot be right after refinement."""
 _MARKS_PLAY = 6
 _QUIET = 0.05
 """Texture weaker than this share of the template's contrast is noise and is not raised."""
@@ -107,9 +110,11 @@ class Template:
         else:  # glare over half a part looks coarsely like a part of another size: what the foreground said may be right
             found += refined
         best = max((self._judged(fine, match) for match in found), key=lambda match: match.likeness)
-        nudged = self._nudged(fine, best)
-        final = self.fine.refined(fine, nudged, _FINE_STEPS, robust=True)
-        return self._judged(fine, _better(self.fine, fine, final, nudged))
+        return max((self._settled(fine, match) for match in self._places(fine, best)), key=lambda match: match.likeness)
+
+    def _settled(self, fine: Picture, match: Match) -> Match:
+        refined = self.fine.refined(fine, match, _FINE_STEPS, robust=True)
+        return self._judged(fine, _better(self.fine, fine, refined, match))
 
     def _judged(self, fine: Picture, match: Match) -> Match:
         """With its `likeness`: how well the template's marks, what tells an angle, are found there.
@@ -120,12 +125,21 @@ class Template:
         field = _half(self._texture(self.fine.sample(fine, match, (width + 2 * _MARKS_PLAY, height + 2 * _MARKS_PLAY))))
         return replace(match, likeness=_best_shift(field, self._marks)[0])
 
-    def _nudged(self, fine: Picture, match: Match) -> Match:
-        """Where, nearby, the whole texture fits best."""
-        far = 2 * max(1, round(_PLAY * max(self.fine.wh) / 2))
-        field = self.fine.sample(fine, match, (self.fine.wh[0] + 2 * far, self.fine.wh[1] + 2 * far))
-        _, shift = _best_shift(_half(self._texture(field)), self._own_texture)
-        return replace(match, middle=match.middle + match.turn * 2 * shift)
+    def _places(self, fine: Picture, match: Match) -> list[Match]:
+        """Where the whole texture fits best close by, and where further away, if that is as good: a thread's next turn."""
+        far = max(_CLOSE_BY + 1, round(_PLAY * max(self.fine.wh) / 2))
+        field = self.fine.sample(fine, match, (self.fine.wh[0] + 4 * far, self.fine.wh[1] + 4 * far))
+        scores = _scores(_half(self._texture(field)), self._own_texture)
+        centre = slice(far - _CLOSE_BY, far + _CLOSE_BY + 1)
+        close = scores[centre, centre].copy()
+        scores[centre, centre] = -1
+        places = []
+        for found, offset in ((close, _CLOSE_BY), (scores, far)):
+            y, x = np.unravel_index(int(found.argmax()), found.shape)
+            if offset == _CLOSE_BY or scores[y, x] > float(close.max()) - _CLEARLY:
+                shift = complex(int(x) - offset, int(y) - offset)
+                places.append(replace(match, middle=match.middle + match.turn * 2 * shift))
+        return places
 
     def _texture(self, sampled: Picture) -> Picture:
         """What is fine, in units of how much of it there is thereabouts: print and outlines alike, and no shading."""
@@ -136,10 +150,15 @@ class Template:
         return np.asarray(fine / (amount + self._quiet), np.float32)
 
 
-def _best_shift(field: Picture, template: Picture) -> tuple[float, complex]:
-    """The highest normalised correlation of a template in a larger field, and where: from middle to middle."""
+def _scores(field: Picture, template: Picture) -> Picture:
+    """Normalised correlation of a template with each place in a larger field; -1 where there is nothing."""
     scores = cv2.matchTemplate(field, template, cv2.TM_CCOEFF_NORMED)
-    _, best, _, (x, y) = cv2.minMaxLoc(np.nan_to_num(scores, nan=-1.0, posinf=-1.0, neginf=-1.0))
+    return np.asarray(np.nan_to_num(scores, nan=-1.0, posinf=-1.0, neginf=-1.0), np.float32)
+
+
+def _best_shift(field: Picture, template: Picture) -> tuple[float, complex]:
+    """The highest of those scores, and where: from middle to middle."""
+    _, best, _, (x, y) = cv2.minMaxLoc(_scores(field, template))
     return best, complex(x, y) + middle(template) - middle(field)
 
 

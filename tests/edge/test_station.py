@@ -60,6 +60,7 @@ from flawline_inspect.errors import (
     ConfigError,
     EngineError,
     PictureError,
+    PlacementError,
 )
 from flawline_inspect.verdict import Reason, Result, Verdict
 
@@ -1047,6 +1048,21 @@ def test_a_picture_error_is_logged_with_its_trigger(
     with caplog.at_level(logging.WARNING):
         run_to_end(station(tmp_path, [OK_LEVEL]))
     assert "trigger F1: the picture is upside down" in caplog.text
+
+
+def test_a_part_that_cannot_be_placed_is_not_decidable(
+    tmp_path: Path, wire: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Result 3 with the reason health and score 0, and an alarm until the next part is placed."""
+
+    def before(n: int) -> None:
+        if n == 1:
+            raise PlacementError("no part found")
+
+    script_judge(monkeypatch, before)
+    run_to_end(station(tmp_path, [OK_LEVEL, OK_LEVEL]))
+    assert results(wire.told) == [(3, "health"), OK] and wire.told[0].score == 0
+    assert [alarm[1:] for alarm in wire.alarms] == [("health", True, "no part found"), ("health", False, "")]
 
 
 # --- on the wire -----------------------------------------------------------------------------------------------------------

@@ -15,10 +15,10 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 
-from flawline_engines import Engine, Inference
+from flawline_engines import Engine, Inference, open_vino
 from flawline_engines.engine import installed_kinds
 from flawline_engines.onnx_runtime import OnnxRuntimeEngine
-from flawline_engines.open_vino import OpenVinoEngine
+from flawline_engines.open_vino import OpenVinoEngine, _network_ends
 from flawline_train.graph import run_graph
 
 LARGEST_HEATMAP_DIFFERENCE = 1e-3
@@ -174,3 +174,54 @@ def described(values) -> list[tuple[str, object, tuple[str | int, ...]]]:
         )
         for value in values
     ]
+
+
+def test_the_network_ends_at_its_last_convolution(small_graph) -> None:
+    """Where OpenVINO's bf16 begins to be float32: behind the last convolution that `expected` needs, and before the error's."""
+    openvino = pytest.importorskip("openvino")
+    model = openvino.Core().read_model(small_graph.onnx, b"")
+    (end,) = _network_ends(model)
+    by_name = {node.get_friendly_name(): node for node in model.get_ordered_ops()}
+    assert by_name[end].get_type_name() == "Convolution"
+    assert (
+        by_name[end].get_output_partial_shape(0)[1].get_length() == 3 * 2**2
+    )  # colours times the space-to-depth block
+
+
+def test_the_cut_graph_is_the_graph(small_graph, frames, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut, and both halves in float32, it says what the whole says, for every size of batch and every picture anew."""
+    pytest.importorskip("openvino")
+    pictures = np.stack(list(frames.values()))
+    with OpenVinoEngine(small_graph.onnx, small_graph.hw, threads=1) as whole:
+        expected = whole.infer(pictures)
+    monkeypatch.setitem(open_vino._PRECISION_HINTS, "fp32", "bf16")
+    real = open_vino._run_both
+    cut = []
+
+    def noted(*arguments):
+        cut.append(arguments)
+        return real(*arguments)
+
+    monkeypatch.setattr(open_vino, "_run_both", noted)
+    hints = all_in_float32(monkeypatch)
+    with OpenVinoEngine(small_graph.onnx, small_graph.hw, threads=1) as engine:
+        for batch in (1, 3):
+            for i in range(0, len(pictures) - batch, batch):
+                found = engine.infer(pictures[i : i + batch])
+                assert relative(found.heatmaps, expected.heatmaps[i : i + batch]) < LARGEST_HEATMAP_DIFFERENCE
+    assert len(cut) == 2 and hints == ["bf16", "f32"] * 2
+
+
+def all_in_float32(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Whatever hint a model is compiled with, it is float32; returns the hints, as they are asked for."""
+    import openvino
+
+    hints: list[str] = []
+    real = openvino.Core.compile_model
+
+    def compiled(self, model, device, config):
+        hints.append(config["INFERENCE_PRECISION_HINT"])
+        return real(self, model, device, {**config, "INFERENCE_PRECISION_HINT": "f32"})
+
+    monkeypatch.setattr(openvino.Core, "compile_model", compiled)
+    return hints

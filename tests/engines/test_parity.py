@@ -72,8 +72,8 @@ def test_fp32_is_accepted(kind: Any) -> None:
     assert found.expected_difference <= 1
 
 
-def test_bf16_is_judged_by_its_own_limits() -> None:
-    """Where the processor has it: another arithmetic throughout, and the gate decides by what it finds."""
+def test_bf16_is_accepted() -> None:
+    """Where the processor has it: the network in bf16, error and score in float32, so that verdicts stay."""
     pytest.importorskip("openvino")
     opened = Bundle.open(DEMO_BUNDLE)
     try:
@@ -81,10 +81,8 @@ def test_bf16_is_judged_by_its_own_limits() -> None:
             found = check_parity(opened, engine)
     except EngineError as exc:
         pytest.skip(str(exc))
-    limit = LIMITS["bf16"]
+    assert found.accepted, found.refusals
     assert found.score_difference > LIMITS["fp32"].score  # or it was not bf16
-    too_far = found.score_difference > limit.score or found.heatmap_difference > limit.heatmap or found.flips
-    assert found.accepted == (not too_far)
 
 
 def test_the_reference_itself_is_accepted(bundle: Bundle) -> None:

@@ -276,6 +276,7 @@ def test_devices_that_cannot_be(device: str, devices: int, sentence: str) -> Non
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_two_processes_train_one_network(frames: NDArray[np.uint8]) -> None:
     """Each draws its own batches, all steps are told once, the result can be repeated and is not that of one process."""
     alone, _ = fitted(frames, 3)
@@ -289,6 +290,7 @@ def test_two_processes_train_one_network(frames: NDArray[np.uint8]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_two_processes_stop_together(frames: NDArray[np.uint8]) -> None:
     """A wish to stop reaches both at the same step; neither waits for the other for ever."""
     seen: list[FitProgress] = []
@@ -301,6 +303,7 @@ def test_two_processes_stop_together(frames: NDArray[np.uint8]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_an_error_in_one_process_ends_all(frames: NDArray[np.uint8]) -> None:
     """Its last line is told, and no process is left behind."""
     network: Autoencoder = Failing(4, HW)

@@ -26,12 +26,13 @@ from flawline_train import learning, reserve, train
 from flawline_train.autoencoders import FilteringAutoencoder
 from flawline_train.known_defects import CostModel
 from flawline_train.options import name_for
+from flawline_train.rehearsal import REHEARSAL
 from flawline_train.reserve import end_of_fit
 from flawline_train.threshold import threshold_from_scores
 from flawline_train.training import Training, TrainProgress
 
 STAGES = ["read", "train", "calibrate", "export", "write"]
-SMALL: dict[str, Any] = {"steps": 3, "width": 4, "size": 32, "device": "cpu"}
+SMALL: dict[str, Any] = {"steps": 4, "width": 4, "size": 32, "device": "cpu"}
 
 
 class Case(NamedTuple):
@@ -112,7 +113,7 @@ def test_manifest_tells_method_frame_calibration_and_versions(case: Case) -> Non
     manifest = Bundle.open(case.output).manifest
     assert manifest.name == "part" and manifest.created.endswith("Z")
     assert manifest.method.name == "filtering"
-    assert {"width": 4, "steps": 3, "seed": 0, "size": 32}.items() <= manifest.method.parameters.items()
+    assert {"width": 4, "steps": SMALL["steps"], "seed": 0, "size": 32}.items() <= manifest.method.parameters.items()
     frame = manifest.frame
     assert (frame.width, frame.height, frame.bit_depth, frame.roi) == (32, 32, 16, None)
     assert frame.picture_wh == (40, 40)
@@ -155,7 +156,7 @@ def test_weights_are_half_precision_and_fit_the_network(case: Case) -> None:
 def test_training_reports_what_was_made(case: Case) -> None:
     """Steps, parameters and notes: the broken file by name, and that twelve pictures are few."""
     made = case.training
-    assert made.fit.steps == 3 and not made.fit.interrupted and np.isfinite(made.fit.loss)
+    assert made.fit.steps == SMALL["steps"] and not made.fit.interrupted and np.isfinite(made.fit.loss)
     assert made.parameters == sum(p.numel() for p in FilteringAutoencoder(4, (32, 32)).parameters())
     assert any("broken.png" in note for note in made.notes)
     assert any("only 12 good pictures" in note for note in made.notes)
@@ -172,7 +173,7 @@ def test_progress_goes_through_the_stages_in_order(case: Case) -> None:
         shares = [update.share for update in case.progress if update.stage == stage]
         assert shares == sorted(shares) and shares[0] >= 0 and shares[-1] <= 1
     assert all((update.loss is not None) == (update.stage == "train") for update in case.progress)
-    assert [update.step for update in case.progress if update.stage == "train"] == [1, 2, 3]
+    assert [update.step for update in case.progress if update.stage == "train"] == [1, 2, 3, 4]
     assert case.progress[-1].share == 1
 
 
@@ -454,3 +455,42 @@ def test_public_names() -> None:
         "train",
     ]
     assert all(hasattr(flawline_train, name) for name in flawline_train.__all__)
+
+
+# Options of the fit
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"method": "magic"}, "--method is magic, expected filtering or anomalib:NAME"),
+        (
+            {"weights": Path("x.safetensors")},
+            "--weights is for anomalib:NAME; filtering learns from the pictures alone",
+        ),
+        ({"method": "anomalib:Padim", "devices": 2}, "--devices is for our own networks"),
+        ({"method": "anomalib:Padim", "checkpoint": Path("x")}, "--checkpoint is for our own networks"),
+        ({"devices": 0}, "--devices is 0, expected at least 1"),
+        ({"resume": True}, "--resume needs --checkpoint DIR"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused_before_reading(
+    case: Case, tmp_path: Path, options: dict[str, Any], sentence: str
+) -> None:
+    """Each with what to do instead, and before any picture is read."""
+    seen: list[TrainProgress] = []
+    with pytest.raises(InputError, match=sentence):
+        train(case.good, tmp_path / "x.flawline", on_progress=seen.append, **SMALL, **options)
+    assert seen == []
+
+
+@pytest.mark.usefixtures("no_export")
+def test_a_dry_run_writes_nothing(case: Case, tmp_path: Path) -> None:
+    """A few steps, then what would be trained; neither bundle nor checkpoint is there afterwards."""
+    options = {**SMALL, "steps": 1000}
+    made = train(case.good, tmp_path / "x.flawline", dry_run=True, checkpoint=tmp_path / "saved", **options)
+    rehearsal = made.rehearsal
+    assert rehearsal is not None and rehearsal.steps == 1000 and rehearsal.steps_per_second > 0
+    assert 0 < rehearsal.gflop < 0.1 and made.fit.steps == REHEARSAL.steps
+    assert not (tmp_path / "x.flawline").exists() and not any((tmp_path / "saved").iterdir())
+    assert case.training.rehearsal is None

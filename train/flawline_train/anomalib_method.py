@@ -13,6 +13,7 @@ import io
 import logging
 import math
 import socket
+import sys
 import tempfile
 import time
 import warnings
@@ -29,6 +30,7 @@ import torch
 from anomalib.data import Folder
 from anomalib.engine import Engine
 from anomalib.models.components import AnomalibModule, MemoryBankMixin
+from anomalib.models.image.patchcore import torch_model as patchcore
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchvision.transforms.v2 import Compose, Normalize, Resize, Transform  # type: ignore[import-untyped]
@@ -70,12 +72,14 @@ class AnomalibTraining:
     def onnx(self) -> bytes:
         """Raises `FlawlineError` for a model that opset 18 or our contract cannot express."""
         try:
-            return onnx_from_graph(self.graph)
+            # Patchcore looks its memory through in pieces when there are many patches, a branch on the size of the batch.
+            with mock.patch.object(patchcore, "DEFAULT_CHUNK_SIZE", sys.maxsize):
+                return onnx_from_graph(self.graph)
         except Exception as exc:  # the exporter has many kinds
-            reason = str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc).__name__
+            reason = _first_line(exc.__cause__ or exc)
             raise FlawlineError(
                 f"--method {self.method} was trained, but cannot be exported to ONNX opset {OPSET} for a batch of any size "
-                f"({type(exc).__name__}: {reason}); choose another model"
+                f"({reason}); choose another model"
             ) from exc
 
 
@@ -180,10 +184,9 @@ def _fit(engine: Engine, module: AnomalibModule, data: Folder, method: str, hw: 
     except Exception as exc:
         if _is_refusal(exc):
             raise
-        reason = str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc).__name__
         raise FlawlineError(
-            f"--method {method} cannot be trained on {hw[1]}x{hw[0]} frames ({reason}); many models need a --size whose both sides "
-            "are multiples of 32"
+            f"--method {method} cannot be trained on {hw[1]}x{hw[0]} frames ({_first_line(exc)}); many models need "
+            "a --size whose both sides are multiples of 32"
         ) from exc
 
 
@@ -239,6 +242,10 @@ def _normalisation(module: AnomalibModule, method: str, hw: tuple[int, int]) -> 
         else:
             raise InputError(f"--method {method} prepares pictures by {type(step).__name__}, which the graph has not")
     return mean, std
+
+
+def _first_line(exc: BaseException) -> str:
+    return f"{type(exc).__name__}: {str(exc).strip()}".splitlines()[0]
 
 
 def _remembers(module: AnomalibModule) -> bool:
@@ -308,7 +315,11 @@ def _quiet() -> Iterator[None]:
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)  # their loggers are many, and some are set back to talk when they are imported
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -10,6 +10,7 @@ station runs comes from `flawline train`. Importing this takes the seconds that 
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import numpy as np
@@ -71,6 +72,7 @@ class FlawlineModule(FittingModule, AnomalibModule):  # type: ignore[misc]  # an
         self.model = ErrorModel(self.network)
         self.share = 0.0
         self.seed = seed
+        self._context = contextlib.nullcontext()
 
     @staticmethod
     def configure_pre_processor(image_size: tuple[int, int] | None = None) -> PreProcessor:

@@ -35,6 +35,7 @@ from flawline_train.dissimilarity import coarse_error, gradient_dissimilarity, s
 __all__ = ["ErrorMap", "InspectionGraph", "onnx_from_graph", "reconstruct"]
 
 OPSET = 18  # TensorRT 10.3 reads it; the exporter's default of 20 is not needed
+_PRIVATE = frozenset({"pkg.torch.onnx.stack_trace", "pkg.torch.onnx.fx_node"})
 TOP_SHARE = 0.003
 MAX_TOP_PIXELS = 3840  # TensorRT's limit on TopK
 SMOOTHING_SHARE = 2 / 128
@@ -170,7 +171,13 @@ def onnx_from_graph(graph: InspectionGraph) -> bytes:
     finally:
         quiet.setLevel(level)
     assert program is not None
-    return cast(bytes, program.model_proto.SerializeToString())
+    model = program.model_proto
+    for node in model.graph.node:
+        # Where on the training machine the code lay is nobody's business; the scopes stay, `quantize` goes by them.
+        kept = [entry for entry in node.metadata_props if entry.key not in _PRIVATE]
+        del node.metadata_props[:]
+        node.metadata_props.extend(kept)
+    return cast(bytes, model.SerializeToString())
 
 
 @torch.inference_mode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -112,7 +113,9 @@ def _made(checkpoint: Path | None) -> Path | None:
 
 
 def _learn_anomalib(options: TrainOptions, material: Material, budget: Budget, listener: Listener) -> Learnt:
-    from flawline_train.anomalib_method import learn_anomalib
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of anomalib and timm about themselves
+        from flawline_train.anomalib_method import learn_anomalib
 
     learnt = learn_anomalib(
         options.method,

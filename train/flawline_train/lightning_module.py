@@ -7,6 +7,7 @@ than importing torch and Lightning together.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from typing import Any
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from flawline_train.autoencoders import Autoencoder, Batch
-from flawline_train.fit import FINAL_RATE, FROM_SCRATCH, GRADIENT_NORM, WEIGHT_DECAY, Schedule
+from flawline_train.fit import FINAL_RATE, FROM_SCRATCH, GRADIENT_NORM, WEIGHT_DECAY, Schedule, has_bf16
 
 __all__ = ["FittingModule", "learning_rate"]
 
@@ -41,9 +42,16 @@ class FittingModule(pl.LightningModule):
         self.network = network
         self.schedule = schedule
         self.share = 0.0
+        self._context: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+
+    def on_fit_start(self) -> None:
+        """bf16 where the processor has it. One context for all steps: Lightning's own precision makes one a step."""
+        if has_bf16(self.device):
+            self._context = torch.autocast(self.device.type, torch.bfloat16)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        return self.network.loss(dataclasses.replace(batch, share=self.share))
+        with self._context:
+            return self.network.loss(dataclasses.replace(batch, share=self.share))
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         rate = learning_rate(self.trainer.global_step, self.share, self.schedule)
@@ -61,5 +69,5 @@ class FittingModule(pl.LightningModule):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Always by the norm. Lightning's own refuses fused optimisers under mixed precision, though bf16 scales nothing."""
+        """Always by the norm, whatever the Trainer was told."""
         nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], GRADIENT_NORM)

@@ -40,7 +40,7 @@ _ODD_CORRELATION = 0.08
 """A part that agrees by so much less with the reference than most do may be of another design."""
 _SAME_TURN = math.radians(8)
 _MIN_ODD = 3
-_ODD_SHARE = 0.06
+_ODD_SHARE = 0.1
 
 
 def placed_in(canvases: Sequence[Canvas], alignment: Alignment) -> list[tuple[Canvas, Match]]:
@@ -238,7 +238,7 @@ def _with_more_designs(alignment: Alignment, parts: Sequence[tuple[Canvas, Foreg
         first = alignment.designs[0]
         wider = _with(alignment, [*alignment.designs, Design(reference, first.centre, first.area)], Bounds())
         gains = np.array([_correlation(canvas, wider) for canvas, _ in odd]) - fits[are_odd]
-        if float(np.median(gains)) < _ODD_CORRELATION / 2:
+        if float(np.median(gains)) < _ODD_CORRELATION:
             break
         alignment = wider
     return alignment
@@ -248,17 +248,20 @@ def _like_the_first(alignment: Alignment, own: Alignment, canvases: Sequence[Can
     """The median of a group that was aligned to its `own` design, as a reference like the first: size, place, angle."""
     first, other = alignment.designs[0], own.designs[0]
     part_scale = math.sqrt(first.area / other.area)  # the first's pixels for one of the other's, by the part's size
-    placed = [(canvas, match, alignment.locate(canvas).turn / match.turn) for canvas, match in placed_in(canvases, own)]
-    # Turned as most of the group were found against the first design: should it be the same after all, in another light,
-    # it must not stand at another angle.
-    votes = np.array([turn / abs(turn) for _, _, turn in placed])
-    to_first = votes[(np.real(votes[:, None] / votes) > math.cos(_SAME_TURN)).sum(1).argmax()]
+    placed = [(canvas, match, alignment.locate(canvas)) for canvas, match in placed_in(canvases, own)]
+    # As most of the group were found against the first design: should it be the same after all, in another light, it must
+    # not lie at another angle or place.
+    turns = np.array([there.turn / match.turn for _, match, there in placed])
+    turns /= np.abs(turns)
+    agree = np.real(turns[:, None] / turns) > math.cos(_SAME_TURN)
+    voter = int(agree.sum(1).argmax())
+    middles = np.array([(there.middle - match.middle) / match.turn for _, match, there in placed])[agree[voter]]
+    to_middle = complex(np.median(middles.real), np.median(middles.imag))
     wh = alignment.reference_wh
     views = []
     for canvas, match, _ in placed:
-        turn = match.turn / part_scale * to_first
-        at = match.middle + match.turn * other.centre - turn * first.centre
-        back = 1 / turn
+        back = part_scale / (match.turn * complex(turns[voter]))
+        at = match.middle + match.turn * to_middle
         to_reference = similarity(back, complex((wh[0] - 1) / 2, (wh[1] - 1) / 2) - back * at)
         views.append(warp(canvas, to_reference, wh))
     return _median_picture(views, wh)

@@ -219,13 +219,11 @@ def run_trainer(
 
         callbacks.append(TensorBoard(job.tensorboard))
     callbacks.append(pace)  # last: what it saves holds the average of this very step
-    autocast = has_bf16(device)
     with _quiet(), plain_interrupts():
         trainer = pl.Trainer(
             accelerator=_ACCELERATORS[device.type](),
             strategy=_strategy(device, ranks, network, make),
             devices=ranks if ranks > 1 or device.index is None else [device.index],
-            precision="bf16-mixed" if autocast else "32-true",
             max_epochs=-1,  # the budget ends it
             limit_val_batches=0,
             num_sanity_val_steps=0,
@@ -244,7 +242,7 @@ def run_trainer(
             batches.close()
     network.to(device)
     network.eval()
-    return FitResult(trainer.global_step, pace.loss, pace.seconds, autocast, pace.interrupted)
+    return FitResult(trainer.global_step, pace.loss, pace.seconds, has_bf16(device), pace.interrupted)
 
 
 def _strategy(device: torch.device, ranks: int, network: Autoencoder, make: Callable[[int], Batch]) -> Strategy:
