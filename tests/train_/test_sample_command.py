@@ -13,7 +13,7 @@ from tests.train_.parts import varied_parts, write
 from flawline_inspect.bundle import Bundle
 from flawline_inspect.cli import main
 from flawline_inspect.errors import BundleError, InputError
-from flawline_train import train, training
+from flawline_train import learning, train, training
 from flawline_train.sampling import draw_parts, save_sample
 
 
@@ -30,7 +30,7 @@ def bundle_of(folder: Path, method: str) -> Path:
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     folder = tmp_path_factory.mktemp("bundles")
     with pytest.MonkeyPatch.context() as patch:  # what is not looked at here, and takes seconds
-        patch.setattr(training, "onnx_from_graph", lambda graph: b"no graph")
+        patch.setattr(learning, "onnx_from_graph", lambda graph: b"no graph")
         patch.setattr(training, "choose_golden", lambda *_: SimpleNamespace(members={}, entries=[]))
         return SimpleNamespace(
             able=bundle_of(folder, "vector-quantized"),
