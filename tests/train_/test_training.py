@@ -16,7 +16,9 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 import pytest
 import safetensors.numpy
+import torch
 from tests.train_.parts import part, write, write_parts
+from torch.utils.flop_counter import FlopCounterMode
 
 from flawline_engines import open_engine
 from flawline_inspect import __version__
@@ -24,8 +26,9 @@ from flawline_inspect.bundle import MODEL, WEIGHTS, Bundle
 from flawline_inspect.errors import BundleError, FlawlineError, InputError
 from flawline_train import learning, reserve, train
 from flawline_train.autoencoders import FilteringAutoencoder
+from flawline_train.autoencoders.methods import build
 from flawline_train.known_defects import CostModel
-from flawline_train.options import name_for
+from flawline_train.options import PRESETS, name_for
 from flawline_train.rehearsal import REHEARSAL
 from flawline_train.reserve import end_of_fit
 from flawline_train.threshold import threshold_from_scores
@@ -494,3 +497,29 @@ def test_a_dry_run_writes_nothing(case: Case, tmp_path: Path) -> None:
     assert 0 < rehearsal.gflop < 0.1 and made.fit.steps == REHEARSAL.steps
     assert not (tmp_path / "x.flawline").exists() and not any((tmp_path / "saved").iterdir())
     assert case.training.rehearsal is None
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"preset": "nano", "width": 8}, "--preset nano and --width 8 both say how wide"),
+        ({"preset": "huge"}, "--preset is 'huge', expected one of nano, small, medium"),
+    ],
+)
+def test_a_preset_is_one_of_three_and_the_only_word_on_the_width(
+    case: Case, tmp_path: Path, options: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(InputError, match=sentence):
+        train(case.good, tmp_path / "x.flawline", steps=1, **options)
+
+
+@pytest.mark.parametrize(
+    ("preset", "gflop", "parameters"), [("nano", 1.6, 0.6e6), ("small", 3.6, 1.4e6), ("medium", 8.0, 3e6)]
+)
+def test_presets_cost_what_they_promise(preset: Any, gflop: float, parameters: float) -> None:
+    """Of one picture of 256 x 256 px; a multiplication and an addition are two operations."""
+    network = build("filtering", PRESETS[preset], (256, 256)).eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network(torch.zeros(1, 3, 256, 256))
+    assert counter.get_total_flops() / 1e9 <= gflop
+    assert sum(p.numel() for p in network.parameters()) <= parameters

@@ -6,6 +6,7 @@ import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -25,14 +26,21 @@ __all__ = [
     "DEFAULT_MINUTES",
     "DEFAULT_SIZE",
     "DEFAULT_WIDTH",
+    "PRESETS",
+    "Preset",
     "TrainOptions",
     "name_for",
+    "width_for",
 ]
 
 DEFAULT_MINUTES = 5.0
 DEFAULT_SIZE = 128
 DEFAULT_WIDTH = 32
 DEFAULT_FALSE_REJECTS = 0.01
+
+Preset = Literal["nano", "small", "medium"]
+PRESETS: dict[Preset, int] = {"nano": 16, "small": 24, "medium": DEFAULT_WIDTH}
+"""Widths by name; of `filtering` at 256 x 256 px 1.6, 3.5 and 6.2 GFLOP and 0.6, 1.3 and 2.3 M parameters."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,3 +174,14 @@ def _check_output(output: Path) -> None:
         raise InputError(f"{output}: is a folder; give the bundle's file name, such as {output / 'part.flawline'}")
     if not output.parent.is_dir():
         raise InputError(f"{output.parent}: does not exist; make the folder first, or write the bundle elsewhere")
+
+
+def width_for(width: int | None, preset: Preset | None) -> int | None:
+    """The width asked for by number or by name; None where neither is given. Raises `InputError` for both."""
+    if preset is None:
+        return width
+    if width is not None:
+        raise InputError(f"--preset {preset} and --width {width} both say how wide the network is; give one of them")
+    if preset not in PRESETS:
+        raise InputError(f"--preset is {preset!r}, expected one of {', '.join(PRESETS)}")
+    return PRESETS[preset]

@@ -27,7 +27,7 @@ from flawline_inspect.frame import Roi
 from flawline_train.alignment import AlignChoice
 from flawline_train.autoencoders.methods import ANOMALIB, METHODS
 from flawline_train.known_defects import DEFAULT_DEFECT_RATE, CostModel
-from flawline_train.options import DEFAULT_FALSE_REJECTS
+from flawline_train.options import DEFAULT_FALSE_REJECTS, Preset
 from flawline_train.promise import ThresholdChoice
 from flawline_train.rehearsal import Rehearsal
 from flawline_train.training import Training, TrainProgress, train
@@ -78,6 +78,7 @@ def train_command(
     steps: int | None = None,
     size: int | None = None,
     width: int | None = None,
+    preset: Preset | None = None,
     seed: int = 0,
     device: str = "auto",
     roi: Roi | None = None,
@@ -116,6 +117,8 @@ def train_command(
         Long side of the model's frame in pixels, a multiple of 16; 128 when not given. Larger sees smaller defects and costs more.
     width
         Channels of the network, 4 to 256; 32 when not given. Larger learns more and costs with the square; 12 is a small model.
+    preset
+        The width by name: nano (16), small (24) or medium (32, the default).
     seed
         Of everything random.
     device
@@ -195,6 +198,7 @@ def train_command(
                 steps=steps,
                 size=size,
                 width=width,
+                preset=preset,
                 seed=seed,
                 device=device,
                 roi=roi,

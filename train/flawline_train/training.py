@@ -25,8 +25,10 @@ from flawline_train.options import (
     DEFAULT_MINUTES,
     DEFAULT_SIZE,
     DEFAULT_WIDTH,
+    Preset,
     TrainOptions,
     name_for,
+    width_for,
 )
 from flawline_train.promise import ThresholdChoice, apply_choice, calibration_notes
 from flawline_train.rehearsal import REHEARSAL, Rehearsal, rehearsal_of
@@ -72,6 +74,7 @@ def train(
     steps: int | None = None,
     size: int | None = None,
     width: int | None = None,
+    preset: Preset | None = None,
     seed: int = 0,
     device: str = "auto",
     roi: Roi | None = None,
@@ -99,8 +102,8 @@ def train(
 
     `good`: a folder of pictures of good parts. `method` (default filtering): one of `METHOD_NAMES`, or `anomalib:NAME`.
     `minutes` bounds the whole call (default 5), `steps` the optimiser's steps instead, which makes it reproducible. `size`
-    (default 128): the frame's long side in pixels. `width` (default 32): channels of the network. `align`: how parts that move
-    are brought to one pose; see `flawline_train.alignment`.
+    (default 128): the frame's long side in pixels. `width` (default 32): channels of the network, or its `preset`. `align`:
+    how parts that move are brought to one pose; see `flawline_train.alignment`.
 
     `false_rejects`: share of good parts that may be rejected. `group`: a regular expression that names the part of a
     picture by its path; near-duplicates are looked for without. `keep_suspects`: no held-out part is left out of the
@@ -116,6 +119,7 @@ def train(
     `output` survives every failure. Raises `InputError` and what derives from it for anything that the caller can mend.
     """
     started = time.monotonic() if started is None else started
+    width = width_for(width, preset)
     previous = None if from_bundle is None else Previous(Path(from_bundle))
     if previous is not None:
         previous.check(method=method, width=width, size=size, align=align)
