@@ -149,6 +149,16 @@ def test_no_bundle_and_an_unlike_region_are_refused(case: Case, tmp_path: Path) 
         train(case.good, tmp_path / "x.flawline", from_bundle=case.old, roi=(0, 0, 20, 30), **NEXT)
 
 
+def test_a_model_of_anomalib_is_not_trained_further(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its weights are in the graph alone."""
+    manifest = case.first.bundle.manifest
+    method = manifest.method.model_copy(update={"name": "anomalib:Padim"})
+    bundle = SimpleNamespace(manifest=manifest.model_copy(update={"method": method}))
+    monkeypatch.setattr(Bundle, "open", lambda path: bundle)
+    with pytest.raises(InputError, match=r"is a model of anomalib \(anomalib:Padim\), .*train without --from"):
+        Previous(case.old)
+
+
 # The split
 
 

@@ -16,22 +16,28 @@ from flawline_inspect.bundle import Bundle
 from flawline_inspect.errors import InputError
 from flawline_inspect.frame import Roi
 from flawline_train.autoencoders import Autoencoder
-from flawline_train.autoencoders.methods import Setting, network_from_bundle, settings_of
+from flawline_train.autoencoders.methods import ANOMALIB, Setting, network_from_bundle, settings_of
 from flawline_train.fit import Schedule
 from flawline_train.pictures import GoodPictures
 
 __all__ = ["RETRAINING", "Previous"]
 
 RETRAINING = Schedule(peak=3e-4, warm_up=20)
-"""The weights are good already: a rate as high as at first would undo them before it improves them (benchmarks/LOG.md)."""
+"""The weights are good already: reaching the first training's rate as early undoes some of it (benchmarks/LOG.md)."""
 
 
 class Previous:
-    """The earlier model. Raises `BundleError` when its bundle cannot be read or its network not be rebuilt."""
+    """The earlier model. Raises `BundleError` when its bundle cannot be read or its network not be rebuilt, `InputError` when
+    it is a model of anomalib."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.bundle = Bundle.open(path)
+        if self.bundle.manifest.method.name.startswith(ANOMALIB):
+            raise InputError(
+                f"--from {path}: is a model of anomalib ({self.bundle.manifest.method.name}), and only our own are trained further; "
+                "train without --from"
+            )
         self.network: Autoencoder = network_from_bundle(self.bundle)
         self.method = self.bundle.manifest.method.name
         parameters = self.bundle.manifest.method.parameters
