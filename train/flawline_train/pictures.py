@@ -164,7 +164,7 @@ def load_good_pictures(
     usual_wh = sizes.most_common(1)[0][0]
     spec = frame_for(usual_wh, size, bit_depth=_used_bits(brightest_16_bit), roi=roi)
     fitted = None if align == "none" else _fit_alignment(files, spec, usual_wh, align)
-    if (fitted is None or fitted.alignment is None) and _come_in_many_shapes(files):
+    if (fitted is None or fitted.alignment is None) and roi is None and _come_in_many_shapes(files):
         # Borders of another width each would be the largest "defects"; filling the frame, the parts' edges coincide.
         spec = replace(spec, stretch=True)
     if fitted is not None and fitted.alignment is not None:
