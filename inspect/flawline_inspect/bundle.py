@@ -122,6 +122,13 @@ class FrameSection(_Section):
     align: AlignSection | None = None
     """None in bundles of before there was alignment."""
     stretch: bool = False
+    """False in bundles of before pictures could fill the frame."""
+
+    @model_validator(mode="after")
+    def _stretches_or_aligns(self) -> FrameSection:
+        if self.stretch and self.align is not None and self.align.kind != "none":
+            raise ValueError(f"stretch is true and align is {self.align.kind}, expected one of them at most")
+        return self
 
     @property
     def trained_wh(self) -> tuple[int, int]:

@@ -2,7 +2,8 @@
 
 Training, calibration, `flawline check` and the line all call `fit_picture`: what the network sees is made in one place.
 The order is: region of interest, 8-bit BGR, resize with the aspect ratio kept, replicate the border up to the frame. Where
-parts move (`flawline_inspect.align`), one warp brings the part to the reference's pose and the frame's size instead.
+parts come in many shapes, the resize fills the frame. Where they move (`flawline_inspect.align`), one warp brings the part
+to the reference's pose and the frame's size instead.
 
 Resizing is OpenCV's INTER_AREA on the CPU and not part of the graph: TensorRT has no antialiased Resize, and
 downsizing without antialiasing turns fine texture into noise that looks like defects.
@@ -13,6 +14,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -61,6 +63,8 @@ Roi = tuple[int, int, int, int]
 """Region of interest in camera pixels: x, y, width, height."""
 
 FULL_DEPTH = 16
+
+_Value = TypeVar("_Value", np.uint8, np.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +162,7 @@ class Placement:
             to_frame = inverted(self._to_region())
             small = warp(binary, to_frame, (frame_hw[1], frame_hw[0]), border=cv2.BORDER_CONSTANT)[y : y + h, x : x + w]
         else:
-            small = np.asarray(cv2.resize(binary, (w, h), interpolation=cv2.INTER_AREA), np.float32)
+            small = _resized(binary, (w, h), growing=cv2.INTER_AREA)
         keep = small >= min(0.5, float(small.max())) if small.max() > 0 else small > 0
         out = np.zeros(frame_hw, np.uint8)
         out[y : y + h, x : x + w] = keep
@@ -213,15 +217,27 @@ def fit_picture(
 
     frame_wh = (spec.width, spec.height)
     left, top, content_w, content_h = (0, 0, *frame_wh) if spec.stretch else letterbox((w, h), frame_wh)
-    scale = min(spec.width / w, spec.height / h)
-    if (content_w, content_h) != (w, h):
-        interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-        bgr = np.asarray(cv2.resize(bgr, (content_w, content_h), interpolation=interpolation), np.uint8)
+    bgr = _resized(bgr, (content_w, content_h))
     right, bottom = spec.width - content_w - left, spec.height - content_h - top
     if left or top or right or bottom:
         bgr = np.asarray(cv2.copyMakeBorder(bgr, top, bottom, left, right, cv2.BORDER_REPLICATE), np.uint8)
     placement = Placement((width, height), (x, y, w, h), (left, top, content_w, content_h))
     return np.ascontiguousarray(bgr, np.uint8), placement
+
+
+def _resized(picture: NDArray[_Value], wh: tuple[int, int], growing: int = cv2.INTER_LINEAR) -> NDArray[_Value]:
+    """(h, w) or (h, w, C) → the same of size `wh`: averaged where it shrinks, by `growing` where it grows.
+
+    One after the other where one side shrinks and the other grows: INTER_AREA averages only if both shrink, and would
+    leave out pixels.
+    """
+    height, width = picture.shape[:2]
+    shrunk = (min(wh[0], width), min(wh[1], height))
+    if shrunk != (width, height):
+        picture = cv2.resize(picture, shrunk, interpolation=cv2.INTER_AREA).astype(picture.dtype, copy=False)
+    if shrunk != wh:
+        picture = cv2.resize(picture, wh, interpolation=growing).astype(picture.dtype, copy=False)
+    return picture
 
 
 def bgr_8_bit(picture: NDArray[np.generic], bit_depth: int) -> NDArray[np.uint8]:

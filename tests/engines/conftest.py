@@ -36,12 +36,12 @@ def small_graph(frames: dict[str, NDArray[np.uint8]]) -> SmallGraph:
     from flawline_inspect.calibration import GoodSpread
     from flawline_inspect.frame import Placement
     from flawline_train.autoencoders import FilteringAutoencoder
-    from flawline_train.graph import ErrorMap, InspectionGraph, onnx_from_graph
+    from flawline_train.graph import ERROR_CHANNELS, ErrorMap, InspectionGraph, onnx_from_graph
 
     random = np.random.default_rng(0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        network = FilteringAutoencoder(8)
+        network = FilteringAutoencoder(8, (HEIGHT, WIDTH))
         norms = [module for module in network.modules() if isinstance(module, torch.nn.BatchNorm2d)]
         for norm in norms:  # as if trained: statistics of real activations, which the exporter folds into the weights
             norm.momentum = 1.0
@@ -55,8 +55,10 @@ def small_graph(frames: dict[str, NDArray[np.uint8]]) -> SmallGraph:
             network.train()(x)
             # Differences of 0.15 of the range: visible in the heatmap, and not all clamped away.
             exit_layer.weight *= 0.15 / (network.eval()(x) - x).std()
-    error_map = ErrorMap((HEIGHT, WIDTH))
-    error_map.weights.copy_(torch.tensor([4.0, 2.5]))
+        network.finish([x])
+    error_map = ErrorMap((HEIGHT, WIDTH), ERROR_CHANNELS)
+    error_map.weights.copy_(torch.tensor([4.0, 2.5, 1.5, 3.0]))
+    error_map.floors.copy_(torch.tensor([0.01, 0.02, 0.03, 0.01]))
     good = GoodSpread(
         mean=random.uniform(0.05, 0.3, (HEIGHT, WIDTH)).astype(np.float32),
         spread=random.uniform(0.05, 0.2, (HEIGHT, WIDTH)).astype(np.float32),
@@ -71,7 +73,7 @@ def method_graph() -> Callable[[str], SmallGraph]:
     """`method_graph(name)`: a small graph of this method, made once.
 
     One step of training sets what batch normalisation, codebook and mean picture follow; layers that begin at zero are
-    made to say something.
+    made to say something; what is fitted after training is. Its errors are those that calibration chooses from.
     """
     import torch
 
@@ -79,7 +81,7 @@ def method_graph() -> Callable[[str], SmallGraph]:
     from flawline_inspect.frame import Placement
     from flawline_train.autoencoders import Batch
     from flawline_train.autoencoders.methods import build
-    from flawline_train.graph import ErrorMap, InspectionGraph, onnx_from_graph
+    from flawline_train.graph import ERROR_CHANNELS, ErrorMap, InspectionGraph, onnx_from_graph, reconstruct
 
     @cache
     def make(name: str) -> SmallGraph:
@@ -92,12 +94,16 @@ def method_graph() -> Callable[[str], SmallGraph]:
                 if not parameter.any():
                     parameter.data.normal_(0, 0.05)
             network.train().loss(Batch(x, x, torch.zeros_like(x[:, :1]), share=0.5))
+            network.eval().finish([x])
+            with torch.inference_mode():
+                has_coarse = reconstruct(network, x).coarse is not None
+            channels = network.error_channels or ERROR_CHANNELS[: 4 if has_coarse else 3]
         good = GoodSpread(
             mean=random.uniform(0.05, 0.3, (HEIGHT, WIDTH)).astype(np.float32),
             spread=random.uniform(0.05, 0.2, (HEIGHT, WIDTH)).astype(np.float32),
         )
         placement = Placement((640, 400), (0, 0, 640, 400), (0, 4, 64, 40))
-        graph = InspectionGraph(network, ErrorMap((HEIGHT, WIDTH)), good, placement).eval()
+        graph = InspectionGraph(network, ErrorMap((HEIGHT, WIDTH), channels), good, placement).eval()
         return SmallGraph(graph, onnx_from_graph(graph))
 
     return make

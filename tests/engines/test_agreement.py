@@ -1,8 +1,8 @@
 """The graph says the same in torch, ONNX Runtime and OpenVINO, whatever the batch.
 
 Tolerances: the engines sum in different orders and fuse differently, in float32. Over some 25 layers that leaves about
-1e-6 of the largest value; where a picture is smooth and bright, the structural error subtracts nearly equal numbers, and
-it is 2e-4. Allowed is 1e-3, a hundredth of the 10 % that golden pictures keep from the threshold.
+1e-6 of the largest value; where a picture is smooth, the structural error subtracts nearly equal numbers, and it is up to
+5e-5. Allowed is 2e-4: more is another formula, such as one whose small constants the exporter left out (1e-3).
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from flawline_engines.onnx_runtime import OnnxRuntimeEngine
 from flawline_engines.open_vino import OpenVinoEngine, _network_ends
 from flawline_train.graph import run_graph
 
-LARGEST_HEATMAP_DIFFERENCE = 1e-3
-LARGEST_SCORE_DIFFERENCE = 1e-3
+LARGEST_HEATMAP_DIFFERENCE = 2e-4
+LARGEST_SCORE_DIFFERENCE = 2e-4
 LARGEST_LEVEL_DIFFERENCE = 1  # of 255: a value on the edge between two levels may round either way
 ALONE_DIFFERENCE = 1e-5
 """Between a frame in a batch and the same frame alone: the same engine, at most another kernel."""

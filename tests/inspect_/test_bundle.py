@@ -636,3 +636,24 @@ def test_what_a_new_bundle_knows_of_its_threshold_comes_back() -> None:
     }  # fmt: skip
     found = Bundle(small_bundle(calibration=calibration), SOURCE).manifest.calibration
     assert found.model_dump(mode="json") == calibration
+
+
+def test_a_frame_that_pictures_fill_comes_back() -> None:
+    """Stretching is read from the manifest, and no picture's shape is then unlike; older bundles keep the ratio."""
+    frame = small_manifest()["frame"]
+    old = Bundle(small_bundle(), SOURCE)
+    new = Bundle(small_bundle(frame={**frame, "stretch": True}), SOURCE)
+    assert not old.frame.stretch and old.manifest.frame.is_unlike((SIDE, 2 * SIDE))
+    assert new.frame.stretch and not new.manifest.frame.is_unlike((SIDE, 2 * SIDE))
+
+
+def test_a_frame_that_is_stretched_and_aligned_is_refused() -> None:
+    """No bundle of ours is; one that says so is refused like any other manifest that makes no sense."""
+    align = {"kind": "shift", "placing": {
+        "canvas_wh": [32, 32], "scale": 1.0, "scales": [0.9, 1.1],
+        "bounds": {"correlation": 0.5, "doubt": 0.1, "contrast": 5, "inside": 0.9},
+        "references": [{"member": FITTED, "centre": [16, 16], "area": 100}],
+    }}  # fmt: skip
+    manifest = manifest_json(small_members(), frame={**small_manifest()["frame"], "stretch": True, "align": align})
+    with pytest.raises(BundleError, match=r"stretch is true and align is shift"):
+        Bundle(packed(small_members(), manifest), SOURCE)

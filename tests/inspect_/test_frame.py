@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import DTypeLike, NDArray
 
+from flawline_inspect.align import Alignment
 from flawline_inspect.errors import InputError, PictureError
 from flawline_inspect.frame import (
     FRAME_MULTIPLE,
@@ -209,6 +210,59 @@ def test_downsizing_is_the_mean_of_what_falls_together() -> None:
     assert np.abs(frame[4:28] - blocks).max() <= 0.51
 
 
+@given(sides, sides, frame_sides, frame_sides, st.data())
+def test_stretching_fills_the_frame(width: int, height: int, frame_w: int, frame_h: int, data: st.DataObject) -> None:
+    """Whatever the aspect ratio, the picture's edges are the frame's, and the way back has the region's size."""
+    roi = data.draw(st.none() | regions(width, height))
+    frame, placement = fit_picture(noise((height, width, 3)), FrameSpec(frame_w, frame_h, stretch=True), roi)
+    assert frame.shape == (frame_h, frame_w, 3)
+    assert placement.content == (0, 0, frame_w, frame_h)
+    assert placement.picture_to_camera(frame).shape == (*placement.roi[:1:-1], 3)
+    heatmap = placement.heatmap_to_camera(np.full((frame_h, frame_w), 5, np.float32))
+    x, y, w, h = placement.roi
+    np.testing.assert_allclose(heatmap[y : y + h, x : x + w], 5, rtol=1e-6)
+
+
+def test_stretched_parts_of_many_shapes_coincide() -> None:
+    """A block in the middle third lies on the same frame pixels however wide or high the picture is."""
+    frames = []
+    for width, height in ((96, 96), (192, 96), (96, 288), (48, 96)):
+        picture = np.full((height, width), 50, np.uint8)
+        picture[height // 3 : 2 * height // 3, width // 3 : 2 * width // 3] = 200
+        frames.append(fit_picture(picture, FrameSpec(48, 48, stretch=True))[0][..., 0])
+    inside, outside = np.s_[17:31, 17:31], np.ones((48, 48), bool)
+    outside[15:33, 15:33] = False
+    for frame in frames:
+        assert (frame[inside] == 200).all() and (frame[outside] == 50).all()
+
+
+@pytest.mark.parametrize("shape", [(8, 480), (480, 8)], ids=["wide", "high"])
+def test_the_side_that_shrinks_is_averaged_also_where_the_other_grows(shape: tuple[int, int]) -> None:
+    """Fine stripes along a long, thin picture become their mean and no moiré."""
+    stripes = np.zeros(shape, np.uint8)
+    stripes[(slice(None), slice(1, None, 2)) if shape[1] > shape[0] else slice(1, None, 2)] = 200
+    frame, _ = fit_picture(stripes, FrameSpec(48, 48, stretch=True))
+    np.testing.assert_allclose(frame.astype(float), 100, atol=1)
+
+
+def test_a_stretched_pixel_comes_back_to_its_place() -> None:
+    """Each axis has a scale of its own: 60x20 in 32x32, the last pixel in the corner."""
+    _, placement = fit_picture(noise((20, 60)), FrameSpec(32, 32, stretch=True))
+    to_frame = np.reshape(placement.to_frame, (2, 3))
+    np.testing.assert_allclose(to_frame @ (29.5, 9.5, 1), (15.5, 15.5))  # centre to centre
+    heatmap = np.zeros((32, 32), np.float32)
+    heatmap[-1, -1] = 1
+    back = placement.heatmap_to_camera(heatmap)
+    assert back.shape == (20, 60) and np.unravel_index(back.argmax(), back.shape) == (19, 59)
+
+
+def test_a_frame_stretches_or_aligns_but_not_both() -> None:
+    """An aligned part has the reference's shape already."""
+    alignment = Alignment.__new__(Alignment)  # only whether there is one is looked at
+    with pytest.raises(InputError, match="either stretches pictures or aligns parts"):
+        FrameSpec(32, 32, alignment=alignment, stretch=True)
+
+
 def test_what_is_beside_the_picture_repeats_its_border() -> None:
     """A wide picture lies in the middle; above it stands its first row, below it its last."""
     picture = noise((16, 32, 3))
@@ -394,13 +448,13 @@ def test_a_picture_of_the_frames_size_comes_back_unchanged() -> None:
 # Masks
 
 
-@given(sides, sides, frame_sides, frame_sides, st.data())
+@given(sides, sides, frame_sides, frame_sides, st.booleans(), st.data())
 def test_a_one_pixel_defect_stays_in_the_mask(
-    width: int, height: int, frame_w: int, frame_h: int, data: st.DataObject
+    width: int, height: int, frame_w: int, frame_h: int, stretch: bool, data: st.DataObject
 ) -> None:
     """However much smaller the frame is, the mask keeps at least a pixel, at the defect's place, in 0 and 1."""
     roi = data.draw(st.none() | regions(width, height))
-    _, placement = fit_picture(noise((height, width)), FrameSpec(frame_w, frame_h), roi)
+    _, placement = fit_picture(noise((height, width)), FrameSpec(frame_w, frame_h, stretch=stretch), roi)
     x, y, w, h = placement.roi
     at_x, at_y = x + data.draw(st.integers(0, w - 1)), y + data.draw(st.integers(0, h - 1))
     mask = np.zeros((height, width), np.uint8)

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
-from tests.train_.parts import shaken
+from tests.train_.parts import shaken, varied_parts
 
 from flawline_inspect.calibration import GoodSpread
 from flawline_inspect.frame import Placement
 from flawline_train.autoencoders import FilteringAutoencoder
-from flawline_train.graph import ErrorMap, InspectionGraph, onnx_from_graph
+from flawline_train.graph import ERROR_CHANNELS, ErrorMap, InspectionGraph, onnx_from_graph
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -32,11 +32,15 @@ def good_spread(hw: tuple[int, int], seed: int = 0) -> GoodSpread:
 
 @pytest.fixture(scope="session")
 def inspection_graph() -> InspectionGraph:
-    """48 x 64 with a border of 4 rows above and 6 below, whose network has no zeros left in it."""
-    error_map = ErrorMap((64, 64))
-    error_map.weights[0], error_map.weights[1] = 1.7, 0.6
+    """48 x 64 with a border of 4 rows above and 6 below, whose network has no zeros left in it; all errors."""
+    error_map = ErrorMap((48, 64), ERROR_CHANNELS)
+    error_map.weights.copy_(torch.tensor([1.7, 0.6, 0.9, 2.1]))
+    error_map.floors.copy_(torch.tensor([0.01, 0.02, 0.03, 0.04]))
+    network = FilteringAutoencoder(4, (48, 64))
+    shaken(network)
+    network.finish([torch.from_numpy(varied_parts(12, (64, 48))).permute(0, 3, 1, 2).float() / 255])
     placement = Placement((128, 76), (0, 0, 128, 76), (0, 4, 64, 38))
-    return InspectionGraph(shaken(FilteringAutoencoder(4)), error_map, good_spread((48, 64)), placement).eval()
+    return InspectionGraph(network, error_map, good_spread((48, 64)), placement).eval()
 
 
 @pytest.fixture(scope="session")

@@ -23,9 +23,9 @@ def part(seed: int, wh: tuple[int, int] = (40, 40)) -> U8:
     return np.clip(picture + np.random.default_rng(seed).normal(0, 3, picture.shape), 0, 255).astype(np.uint8)
 
 
-def parts(n: int, wh: tuple[int, int] = (40, 40)) -> U8:
-    """(n, h, w, 3), all different."""
-    return np.stack([part(seed, wh) for seed in range(n)])
+def parts(n: int, wh: tuple[int, int] = (40, 40), first: int = 0) -> U8:
+    """(n, h, w, 3), all different; from the part number `first` on."""
+    return np.stack([part(seed, wh) for seed in range(first, first + n)])
 
 
 def write(path: Path, picture: NDArray[np.generic]) -> Path:

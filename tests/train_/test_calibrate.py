@@ -10,12 +10,16 @@ import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 from tests.train_.parts import Blur, parts
+from torch import nn
 
 from flawline_inspect.errors import InputError
 from flawline_inspect.frame import Placement
+from flawline_train.autoencoders import Autoencoder, FilteringAutoencoder, Reconstruction
+from flawline_train.autoencoders.linear import LinearAutoencoder
 from flawline_train.calibrate import Calibration, calibrate
-from flawline_train.graph import ERROR_CHANNELS, ErrorMap, InspectionGraph, run_graph
+from flawline_train.graph import ERROR_CHANNELS, ErrorMap, InspectionGraph, reconstruct, run_graph
 from flawline_train.threshold import threshold_from_scores
+from flawline_train.weighing import OTHERS
 
 F64 = NDArray[np.float64]
 HW = (32, 48)
@@ -24,30 +28,56 @@ PLACEMENT = Placement((360, 280), (0, 0, 360, 280), CONTENT)
 N = 18  # more than one batch
 
 
+class Watched(Autoencoder):
+    """The blur, beside it a linear autoencoder of the whole picture; every error can be formed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blur = Blur()
+        self.whole = LinearAutoencoder(HW)
+        self.whole.fit([_tensor(parts(12, (HW[1], HW[0])))])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.as_tensor(self.blur(x))
+
+    def reconstruct(self, x: torch.Tensor) -> Reconstruction:
+        return Reconstruction(self(x), self.whole(x))
+
+
 class Case(NamedTuple):
     frames: NDArray[np.uint8]
     found: Calibration
     channels: F64
-    """(n, 2, H, W), smoothed, unweighted."""
+    """(n, C, H, W), smoothed, relative, unweighted, those that were chosen."""
+    units: F64
+    """(C,) one over each error's deviation over good parts, averaged over the part."""
 
 
-def smoothed_channels(frames: NDArray[np.uint8]) -> F64:
-    """The error map's own channels, smoothed by SciPy: (n, 2, H, W)."""
-    x = torch.from_numpy(frames).float().permute(0, 3, 1, 2) / 255
-    error_map = ErrorMap(HW)
+def _tensor(frames: NDArray[np.uint8]) -> torch.Tensor:
+    return torch.from_numpy(frames).float().permute(0, 3, 1, 2) / 255
+
+
+def relative_channels(network: nn.Module, frames: NDArray[np.uint8], names: tuple[str, ...]) -> F64:
+    """The error map's own channels over the root of their means and floors, smoothed by SciPy: (n, C, H, W)."""
+    error_map = ErrorMap(HW, names)
+    x = _tensor(frames)
     with torch.inference_mode():
-        channels = error_map.channels(x, Blur()(x).clamp(0, 1)).double().numpy()
+        channels = error_map.channels(x, reconstruct(network, x)).double().numpy()
+    means = channels.mean((2, 3))
+    channels = channels / np.sqrt(means + 0.1 * means.mean(0))[:, :, None, None]
     taps = error_map.taps.double().numpy()
     rows = ndimage.correlate1d(channels, taps, axis=3, mode="mirror")
     return np.asarray(ndimage.correlate1d(rows, taps, axis=2, mode="mirror"), np.float64)
 
 
-@pytest.fixture(scope="module")
-def case() -> Case:
-    frames = parts(N, (HW[1], HW[0]))
+@pytest.fixture(scope="module", params=["without a coarse picture", "with one"])
+def case(request: pytest.FixtureRequest) -> Case:
+    network = (Watched() if request.param == "with one" else Blur()).eval()
+    frames = parts(N, (HW[1], HW[0]), first=100)
     frames[4, 10:14, 20:24] = 255  # one picture that is not like the others
-    found = calibrate(Blur().eval(), frames, PLACEMENT, false_reject_target=0.1)
-    return Case(frames, found, smoothed_channels(frames))
+    found = calibrate(network, frames, PLACEMENT, false_reject_target=0.1)
+    channels = relative_channels(network, frames, found.error_map.names)
+    return Case(frames, found, channels, 1 / inside(channels).std(0, ddof=1).mean((1, 2)))
 
 
 def inside(maps: F64) -> F64:
@@ -88,17 +118,54 @@ def test_maps_are_those_of_all_pictures(case: Case) -> None:
 
 def test_an_outlier_scores_higher_left_out_than_in(case: Case) -> None:
     """Through the graph, whose maps know it, the odd picture looks tamer than its honest score."""
-    graph = InspectionGraph(Blur(), case.found.error_map, case.found.good, PLACEMENT).eval()
+    network = Watched() if "coarse" in case.found.error_map.names else Blur()
+    graph = InspectionGraph(network, case.found.error_map, case.found.good, PLACEMENT).eval()
     known, _, _ = run_graph(graph, case.frames)
     assert known[4] < 0.7 * case.found.scores[4]
 
 
-def test_weights_bring_both_errors_to_the_same_spread(case: Case) -> None:
-    """After weighting, each error's deviation over good parts is 1 on average over the part."""
-    weights = case.found.error_map.weights.double().numpy()
-    deviations = inside(case.channels * weights[None, :, None, None]).std(0, ddof=1).mean((1, 2))
-    np.testing.assert_allclose(deviations, 1, rtol=1e-3)
-    assert weights[0] != pytest.approx(weights[1], rel=0.1)  # they were not the same before
+def test_weights_are_a_mixture_of_errors_of_the_same_spread(case: Case) -> None:
+    """Each error in units of its own deviation over good parts, times one of the few weights it may have."""
+    error_map = case.found.error_map
+    mixture = error_map.weights.double().numpy() / case.units
+    for name, weight in zip(error_map.names, mixture, strict=True):
+        assert any(weight == pytest.approx(w, rel=1e-3) for w in OTHERS[name] if w), f"{name}: {weight}"
+    assert {"ssim", "msgms"} <= set(error_map.names)
+    # They were not the same before.
+    assert max(case.units) > 1.1 * min(case.units)
+
+
+def test_floors_are_a_tenth_of_the_usual_error(case: Case) -> None:
+    """Of each channel that is formed, over the held-out pictures."""
+    network = Watched() if "coarse" in case.found.error_map.names else Blur()
+    x = _tensor(case.frames)
+    error_map = case.found.error_map
+    with torch.inference_mode():
+        means = error_map.channels(x, reconstruct(network, x)).mean((0, 2, 3))
+    torch.testing.assert_close(error_map.floors, 0.1 * means, rtol=1e-4, atol=0)
+
+
+def test_what_weighs_nothing_is_not_formed() -> None:
+    """A network that gives back what it gets leaves only the coarse error, which is believed; the absolute one is left
+    out of the graph, whose scores are those of a graph with a weight of 0 for it."""
+
+    class Blind(Watched):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x
+
+    network = Blind().eval()
+    frames = parts(10, (HW[1], HW[0]), first=100)
+    found = calibrate(network, frames, PLACEMENT, false_reject_target=0.1)
+    assert found.error_map.names == ("ssim", "msgms", "coarse")
+    assert found.error_map.weights.shape == found.error_map.floors.shape == (3,)
+    whole = ErrorMap(HW, ERROR_CHANNELS)
+    whole.weights.copy_(torch.cat([torch.zeros(1), found.error_map.weights]))
+    whole.floors.copy_(torch.cat([torch.ones(1), found.error_map.floors]))
+    one, other = (
+        run_graph(InspectionGraph(network, error_map, found.good, PLACEMENT).eval(), frames)[0]
+        for error_map in (found.error_map, whole)
+    )
+    np.testing.assert_allclose(one, other, rtol=1e-5)
 
 
 def test_threshold_follows_from_the_scores(case: Case) -> None:
@@ -106,13 +173,16 @@ def test_threshold_follows_from_the_scores(case: Case) -> None:
     threshold = case.found.threshold
     assert threshold == threshold_from_scores(case.found.part_scores, 0.1)
     assert (threshold.n, threshold.skipped, threshold.exceedances) == (N, (4,), 1)
-    kept = calibrate(Blur().eval(), case.frames, PLACEMENT, false_reject_target=0.1, keep_suspects=True)
+    network = Watched() if "coarse" in case.found.error_map.names else Blur()
+    kept = calibrate(network.eval(), case.frames, PLACEMENT, false_reject_target=0.1, keep_suspects=True)
     assert kept.threshold.skipped == () and kept.threshold.value >= float(case.found.scores.max())
 
 
-def test_a_part_s_score_is_its_largest_and_made_without_its_other_pictures(case: Case) -> None:
+def test_a_part_s_score_is_its_largest_and_made_without_its_other_pictures() -> None:
     """The odd picture photographed twice: as one part it stands out as before, as two parts each hides the other."""
-    frames = np.concatenate([case.frames, case.frames[4:5]])
+    frames = parts(N, (HW[1], HW[0]))
+    frames[4, 10:14, 20:24] = 255
+    frames = np.concatenate([frames, frames[4:5]])
     names = [str(i) for i in range(N)] + ["4"]
     one = calibrate(Blur().eval(), frames, PLACEMENT, false_reject_target=0.1, parts=names)
     two = calibrate(Blur().eval(), frames, PLACEMENT, false_reject_target=0.1)
@@ -125,32 +195,34 @@ def test_a_part_s_score_is_its_largest_and_made_without_its_other_pictures(case:
 
 def test_calibration_is_deterministic(case: Case) -> None:
     """The same pictures give the same bits."""
-    again = calibrate(Blur().eval(), case.frames, PLACEMENT, false_reject_target=0.1)
+    network = Watched() if "coarse" in case.found.error_map.names else Blur()
+    again = calibrate(network.eval(), case.frames, PLACEMENT, false_reject_target=0.1)
     np.testing.assert_array_equal(again.scores, case.found.scores)
     np.testing.assert_array_equal(again.good.mean, case.found.good.mean)
     np.testing.assert_array_equal(again.good.spread, case.found.good.spread)
     assert torch.equal(again.error_map.weights, case.found.error_map.weights)
 
 
-def test_the_border_is_no_part_of_it(case: Case) -> None:
-    """Noise far outside the content changes no weight and no score."""
-    wild = case.frames.copy()
-    wild[:, :, 47] = np.random.default_rng(0).integers(0, 256, (N, HW[0], 3))
+def test_the_border_is_no_part_of_it() -> None:
+    """Noise far outside the content, the same in every picture, changes hardly a score: it is in the mean over the picture
+    that errors are divided by, and nowhere else."""
+    frames = parts(N, (HW[1], HW[0]))
+    wild = frames.copy()
+    wild[:, :, 47] = np.random.default_rng(0).integers(0, 256, (HW[0], 3))
     placement = Placement((300, 280), (0, 0, 300, 280), (2, 2, 30, 28))  # 15 columns away: blur, window and smoothing
-    calm, noisy = (
-        calibrate(Blur().eval(), frames, placement, false_reject_target=0.1) for frames in (case.frames, wild)
-    )
-    torch.testing.assert_close(calm.error_map.weights, noisy.error_map.weights, rtol=1e-5, atol=0)
-    # Maps are pooled over 5 pixels, and the floor is a share of the whole frame's variance: only that may move.
+    network = Blur().eval()
+    network.error_channels = ("absolute", "ssim")
+    calm, noisy = (calibrate(network, pictures, placement, false_reject_target=0.1) for pictures in (frames, wild))
+    # Maps are pooled over 5 pixels, and the floor is a share of the whole frame's variance: that may move, too.
     assert np.abs(noisy.scores / calm.scores - 1).max() < 0.35
 
 
-def test_progress_counts_pictures(case: Case) -> None:
+def test_progress_counts_pictures() -> None:
     """Batches of 16 are reported as pictures done, up to all."""
     seen: list[tuple[int, int]] = []
     calibrate(
         Blur().eval(),
-        case.frames,
+        parts(N, (HW[1], HW[0])),
         PLACEMENT,
         false_reject_target=0.1,
         on_progress=lambda done, of: seen.append((done, of)),
@@ -159,9 +231,9 @@ def test_progress_counts_pictures(case: Case) -> None:
 
 
 def test_three_pictures_are_the_least() -> None:
-    """Three can be left out one by one; two cannot, and the sentence says so."""
-    frames = parts(3, (HW[1], HW[0]))
-    found = calibrate(Blur().eval(), frames, PLACEMENT, false_reject_target=0.01)
+    """Three can be left out one by one, and weigh four errors; two cannot, and the sentence says so."""
+    frames = parts(3, (HW[1], HW[0]), first=100)
+    found = calibrate(Watched().eval(), frames, PLACEMENT, false_reject_target=0.01)
     assert np.isfinite(found.scores).all() and found.threshold.basis == "exponential_tail"
     with pytest.raises(InputError, match="n >= 3"):
         calibrate(Blur().eval(), frames[:2], PLACEMENT, false_reject_target=0.01)
@@ -175,6 +247,18 @@ def test_identical_pictures_stay_finite() -> None:
     assert np.isfinite(found.good.mean).all() and found.good.spread.min() > 0
 
 
+@pytest.mark.parametrize("value", [0, 128, 255], ids=["black", "grey", "white"])
+def test_a_perfect_network_on_constant_pictures_stays_finite(value: int) -> None:
+    """No error anywhere is divided by none: an untrained network of ours gives back what it gets."""
+    frames = np.full((4, *HW, 3), value, np.uint8)
+    network = FilteringAutoencoder(4, HW).eval()
+    found = calibrate(network, frames, PLACEMENT, false_reject_target=0.01)
+    assert np.isfinite(found.scores).all() and np.isfinite(found.good.mean).all() and found.good.spread.min() > 0
+    graph = InspectionGraph(network, found.error_map, found.good, PLACEMENT).eval()
+    scores, heatmaps, _ = run_graph(graph, frames)
+    assert np.isfinite(scores).all() and np.isfinite(heatmaps).all()
+
+
 def test_a_diverged_network_is_refused() -> None:
     """A network that answers NaN cannot be calibrated."""
     network = Blur().eval()
@@ -184,12 +268,13 @@ def test_a_diverged_network_is_refused() -> None:
         calibrate(network, parts(4, (HW[1], HW[0])), PLACEMENT, false_reject_target=0.01)
 
 
-@pytest.mark.parametrize("channel", ERROR_CHANNELS)
-def test_a_method_may_choose_its_error(case: Case, channel: str) -> None:
-    """The other channels weigh nothing, the chosen one as much as it would in the mixture."""
-    network = Blur().eval()
-    network.error_channels = (channel,)
-    found = calibrate(network, case.frames, PLACEMENT, false_reject_target=0.1).error_map.weights
-    mixture = case.found.error_map.weights
-    for i, name in enumerate(ERROR_CHANNELS):
-        assert float(found[i]) == (float(mixture[i]) if name == channel else 0)
+@pytest.mark.parametrize("names", [*((name,) for name in ERROR_CHANNELS), ("msgms", "absolute")], ids=str)
+def test_a_method_may_choose_its_errors(names: tuple[str, ...]) -> None:
+    """Only those are formed, each in units of its own spread; damage is not asked."""
+    network = Watched().eval()
+    network.error_channels = names  # type: ignore[misc]  # a class's in earnest
+    frames = parts(6, (HW[1], HW[0]), first=100)
+    error_map = calibrate(network, frames, PLACEMENT, false_reject_target=0.1).error_map
+    assert error_map.names == names
+    channels = inside(relative_channels(network, frames, names))
+    np.testing.assert_allclose(error_map.weights.numpy(), 1 / channels.std(0, ddof=1).mean((1, 2)), rtol=1e-3)

@@ -18,7 +18,7 @@ from flawline_train.autoencoders.methods import build
 from flawline_train.autoencoders.penalties import gaussian_kl, jacobian_norm
 from flawline_train.autoencoders.quantized import HierarchicalAutoencoder, VectorQuantizedAutoencoder
 from flawline_train.autoencoders.variational import VariationalAutoencoder
-from flawline_train.graph import structural_dissimilarity
+from flawline_train.dissimilarity import structural_dissimilarity
 
 NOISE = 0.05
 COLLAPSING_BETA = 300.0

@@ -2,64 +2,35 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
 import torch
-from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from onnx import TensorProto
 from scipy import ndimage
 from tests.train_.parts import Blur, parts
+from tests.train_.test_dissimilarity import block_means, pair, plain_gradient, plain_structural
 from torch import nn
 
 from flawline_inspect.calibration import GoodSpread
 from flawline_inspect.frame import Placement
-from flawline_train.graph import ErrorMap, InspectionGraph, gaussian_taps, run_graph, top_pixels
+from flawline_train.autoencoders import Autoencoder, Reconstruction
+from flawline_train.autoencoders.linear import LinearAutoencoder
+from flawline_train.graph import (
+    ERROR_CHANNELS,
+    ErrorMap,
+    InspectionGraph,
+    gaussian_taps,
+    reconstruct,
+    run_graph,
+    top_pixels,
+)
 
 F64 = NDArray[np.float64]
 U8 = NDArray[np.uint8]
-
-
-def pair(hw: tuple[int, int], kind: str) -> tuple[F64, F64]:
-    """Picture and reconstruction (3, H, W) in 0-1, values that float32 holds exactly."""
-    rng = np.random.default_rng(0)
-    x = rng.integers(0, 256, (3, *hw)).astype(np.float64) / 256
-    y = {
-        "unrelated": rng.integers(0, 256, (3, *hw)) / 256,
-        "nearly equal": x + rng.integers(-1, 2, (3, *hw)) / 256,
-        "equal": x,
-        "inverted": 255 / 256 - x,
-        "brighter": x * 0.5 + 0.25,
-        "flat and flat": np.full_like(x, 0.25),
-        "black and white": np.ones_like(x),
-    }[kind]
-    if kind == "flat and flat":
-        x = np.full_like(x, 0.75)
-    if kind == "black and white":
-        x = np.zeros_like(x)
-    return x, np.asarray(y, np.float64)
-
-
-def plain_dissimilarity(x: F64, y: F64) -> F64:
-    """1 - SSIM as in Wang et al. 2004, uniform 7 x 7 window, mean over the colours: (3, H, W) twice → (H, W)."""
-
-    def windows(channel: F64) -> F64:
-        padded = np.pad(channel, 3, mode="reflect")
-        return sliding_window_view(padded, (7, 7)).reshape(*channel.shape, 49)
-
-    c1, c2 = 0.01**2, 0.03**2
-    maps = []
-    for a, b in zip(x, y, strict=True):
-        wa, wb = windows(a), windows(b)
-        mu_a, mu_b = wa.mean(-1), wb.mean(-1)
-        covariance = ((wa - mu_a[..., None]) * (wb - mu_b[..., None])).mean(-1)
-        ssim = ((2 * mu_a * mu_b + c1) * (2 * covariance + c2)) / (
-            (mu_a**2 + mu_b**2 + c1) * (wa.var(-1) + wb.var(-1) + c2)
-        )
-        maps.append(1 - ssim)
-    return np.mean(maps, 0)
 
 
 def plain_smoothing(errors: F64, long_side: int) -> F64:
@@ -72,8 +43,15 @@ def plain_smoothing(errors: F64, long_side: int) -> F64:
     return np.asarray(ndimage.correlate1d(rows, taps, axis=0, mode="mirror"), np.float64)
 
 
-def tensors(*pictures: F64) -> list[torch.Tensor]:
-    return [torch.from_numpy(picture[None]).float() for picture in pictures]
+def tensor(picture: F64) -> torch.Tensor:
+    """(3, H, W) → (1, 3, H, W) float32."""
+    return torch.from_numpy(picture[None]).float()
+
+
+def given(hw: tuple[int, int], kind: str = "unrelated") -> tuple[torch.Tensor, Reconstruction]:
+    """A picture, its reconstruction and a coarse one of half the size."""
+    x, y = pair(hw, kind)
+    return tensor(x), Reconstruction(tensor(y), tensor(block_means(y, 2)))
 
 
 def spread_of(hw: tuple[int, int], mean: float = 0.1, spread: float = 0.05) -> GoodSpread:
@@ -88,25 +66,38 @@ def whole(hw: tuple[int, int]) -> Placement:
 # The error map
 
 
-@pytest.mark.parametrize(
-    "kind", ["unrelated", "nearly equal", "equal", "inverted", "brighter", "flat and flat", "black and white"]
-)
-@pytest.mark.parametrize("hw", [(16, 16), (32, 48), (64, 16)], ids=str)
 @torch.inference_mode()
-def test_error_channels_against_plain_numpy(hw: tuple[int, int], kind: str) -> None:
-    """Mean absolute error and textbook 1 - SSIM in float64, within 1e-5: float32 has 1e-7, divided by C2 = 9e-4."""
-    x, y = pair(hw, kind)
-    found = ErrorMap(hw).channels(*tensors(x, y))[0].numpy()
-    assert found.shape == (2, *hw) and found.dtype == np.float32
-    np.testing.assert_allclose(found[0], np.abs(x - y).mean(0), atol=1e-6)
-    np.testing.assert_allclose(found[1], plain_dissimilarity(x, y), atol=1e-5)
+def test_channels_come_by_their_names() -> None:
+    """Each is the one of its name, in the order asked for; SSIM and MSGMS are those of the grey pictures."""
+    hw = (32, 48)
+    x, y = pair(hw, "unrelated")
+    small = np.abs(block_means(x, 2) - block_means(y, 2)).mean(0)
+    wanted = {
+        "absolute": np.abs(x - y).mean(0),
+        "ssim": plain_structural(x.mean(0), y.mean(0)),
+        "msgms": plain_gradient(x.mean(0), y.mean(0)),
+        "coarse": cv2.resize(small, hw[::-1], interpolation=cv2.INTER_LINEAR),
+    }
+    assert set(wanted) == set(ERROR_CHANNELS)
+    for names in (ERROR_CHANNELS, ERROR_CHANNELS[::-1], ("msgms", "absolute"), ("coarse",)):
+        found = ErrorMap(hw, names).channels(*given(hw))
+        assert found.shape == (1, len(names), *hw) and found.dtype == torch.float32
+        for channel, name in zip(found[0].numpy(), names, strict=True):
+            np.testing.assert_allclose(channel, wanted[name], atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("names", [(), ("absolute", "psnr"), ("SSIM",)], ids=str)
+def test_an_error_that_does_not_exist_is_refused(names: tuple[str, ...]) -> None:
+    """With what was found and what there is."""
+    with pytest.raises(ValueError, match=r"expected some of \('absolute', 'ssim', 'msgms', 'coarse'\)"):
+        ErrorMap((32, 32), names)
 
 
 @torch.inference_mode()
 def test_equal_pictures_have_no_error_at_all() -> None:
     """Exactly 0, not a rounding error that a small spread would blow up."""
-    (x,) = tensors(pair((32, 32), "equal")[0])
-    assert not ErrorMap((32, 32))(x, x.clone()).any()
+    x = tensor(pair((32, 32), "equal")[0])
+    assert not ErrorMap((32, 32), ERROR_CHANNELS)(x, Reconstruction(x.clone(), x.clone())).any()
 
 
 @pytest.mark.parametrize(("long_side", "hw"), [(32, (32, 32)), (64, (48, 64)), (128, (64, 128)), (256, (256, 32))])
@@ -131,21 +122,64 @@ def test_taps_are_a_centred_gaussian(sigma: float) -> None:
 
 
 @torch.inference_mode()
-def test_weights_mix_the_channels() -> None:
-    """The map is smooth(w0 x absolute + w1 x dissimilarity), in this order of the weights."""
-    x, y = pair((32, 48), "unrelated")
-    error_map = ErrorMap((48, 48))
-    error_map.weights[0], error_map.weights[1] = 3.0, 0.25
-    mixed = 3.0 * np.abs(x - y).mean(0) + 0.25 * plain_dissimilarity(x, y)
-    found = error_map(*tensors(x, y))[0, 0].numpy()
-    np.testing.assert_allclose(found, plain_smoothing(mixed, 48), atol=1e-5)
+def test_the_map_is_the_weighted_sum_of_relative_errors() -> None:
+    """smooth(sum of weight x error / root of (its mean over the picture + floor)), each picture by its own mean."""
+    hw = (32, 48)
+    weights, floors = np.array([3.0, 0.25, 1.5, 2.0]), np.array([0.1, 0.02, 0.3, 0.004])
+    error_map = ErrorMap(hw, ERROR_CHANNELS)
+    error_map.weights.copy_(torch.from_numpy(weights))
+    error_map.floors.copy_(torch.from_numpy(floors))
+    x, y = given(hw)
+    other = Reconstruction(y.expected * 0.5, y.coarse)
+    both = Reconstruction(*(torch.cat(column) for column in zip(y, other, strict=True)))
+    found = error_map(torch.cat([x, x]), both)[:, 0].numpy()
+    for picture, reconstruction in zip(found, (y, other), strict=True):
+        errors = error_map.channels(x, reconstruction)[0].double().numpy()
+        relative = errors / np.sqrt(errors.mean((1, 2)) + floors)[:, None, None]
+        mixed = (weights[:, None, None] * relative).sum(0)
+        np.testing.assert_allclose(picture, plain_smoothing(mixed, 48), atol=1e-5)
 
 
-@pytest.mark.parametrize("hw", [(16, 352), (1024, 32)], ids=str)
+@torch.inference_mode()
+def test_a_picture_that_is_rebuilt_badly_everywhere_counts_as_little_as_its_root() -> None:
+    """Four times the error all over doubles the map, less where the floor is large; a place that is bad beside good ones
+    keeps nearly all of it."""
+    x = torch.zeros(1, 3, 32, 32)
+    error_map = ErrorMap((32, 32), ("absolute",))
+    error_map.floors.zero_()
+    one, four = (error_map(x, Reconstruction(torch.full_like(x, level))) for level in (0.1, 0.4))
+    torch.testing.assert_close(four, 2 * one)
+    torch.testing.assert_close(one, torch.full_like(one, 0.1**0.5))
+    error_map.floors.fill_(100.0)
+    one, four = (error_map(x, Reconstruction(torch.full_like(x, level))) for level in (0.1, 0.4))
+    torch.testing.assert_close(four, 4 * one, rtol=1e-2, atol=0)
+
+
+@pytest.mark.parametrize("hw", [(16, 16), (16, 352), (1024, 32)], ids=str)
 def test_long_and_thin_frames_have_an_error_map(hw: tuple[int, int]) -> None:
-    """A cable: any frame that `frame_for` allows can be smoothed."""
+    """A cable: any frame that `frame_for` allows can be reduced, smoothed and enlarged."""
     x = torch.rand(1, 3, *hw)
-    assert ErrorMap(hw)(x, x * 0.5).shape == (1, 1, *hw)
+    found = ErrorMap(hw, ERROR_CHANNELS)(x, Reconstruction(x * 0.5, LinearAutoencoder(hw)(x * 0.9)))
+    assert found.shape == (1, 1, *hw) and bool(torch.isfinite(found).all())
+
+
+@torch.inference_mode()
+def test_reconstruct_clamps_the_picture_and_keeps_the_coarse_one() -> None:
+    """A plain module has a picture only; an autoencoder of ours may have both."""
+
+    class Contrast(Autoencoder):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return (x - 0.5) * 4 + 0.5
+
+        def reconstruct(self, x: torch.Tensor) -> Reconstruction:
+            return Reconstruction(self(x), x[..., ::2, ::2])
+
+    x = torch.rand(2, 3, 32, 32)
+    found = reconstruct(Contrast(), x)
+    assert (float(found.expected.min()), float(found.expected.max())) == (0, 1)
+    assert found.coarse is not None and torch.equal(found.coarse, x[..., ::2, ::2])
+    plain = reconstruct(nn.Identity(), x)
+    assert plain.coarse is None and torch.equal(plain.expected, x)
 
 
 # Heatmap and score
@@ -172,8 +206,8 @@ def test_heatmap_score_and_expected_recomputed(inspection_graph: InspectionGraph
     frames = parts(5, (64, 48))
     scores, heatmaps, expected = run_graph(inspection_graph, frames)
     x = torch.from_numpy(frames).float().permute(0, 3, 1, 2) / 255
-    repaired = inspection_graph.network(x).clamp(0, 1)
-    errors = inspection_graph.error_map(x, repaired)[:, 0].double().numpy()
+    found = reconstruct(inspection_graph.network, x)
+    errors = inspection_graph.error_map(x, found)[:, 0].double().numpy()
     mean = inspection_graph.mean.double().numpy()
     spread = np.divide(1.0, inspection_graph.inverse_spread.numpy()[4:42].astype(np.float64))
 
@@ -184,7 +218,7 @@ def test_heatmap_score_and_expected_recomputed(inspection_graph: InspectionGraph
     top = np.sort(heatmaps.reshape(5, -1).astype(np.float64), 1)[:, -k:].mean(1)
     np.testing.assert_allclose(scores, top, rtol=1e-5)
     assert expected.dtype == np.uint8 and expected.shape == frames.shape
-    np.testing.assert_array_equal(expected, np.rint(repaired.permute(0, 2, 3, 1).numpy() * np.float32(255)))
+    np.testing.assert_array_equal(expected, np.rint(found.expected.permute(0, 2, 3, 1).numpy() * np.float32(255)))
 
 
 def test_heatmap_is_in_units_of_the_spread() -> None:
@@ -196,8 +230,8 @@ def test_heatmap_is_in_units_of_the_spread() -> None:
 
     hw = (32, 32)
     frames: U8 = np.full((1, *hw, 3), 128, np.uint8)
-    error_map = ErrorMap((32, 32))
-    error_map.weights[0], error_map.weights[1] = 1.0, 0.0
+    error_map = ErrorMap((32, 32), ("absolute",))
+    error_map.floors.fill_(0.75)  # 0.25 + 0.75 = 1: divided by nothing
     for spread, reading in ((0.05, 3.0), (0.025, 6.0)):
         graph = InspectionGraph(Darker(), error_map, spread_of(hw, 0.1, spread), whole(hw)).eval()
         scores, heatmaps, expected = run_graph(graph, frames)
@@ -308,14 +342,18 @@ def test_tensorrt_can_take_every_operation(proto: onnx.ModelProto) -> None:
 
 @pytest.mark.parametrize("n", [1, 3, 16])
 def test_onnx_runtime_agrees_with_torch(inspection_graph: InspectionGraph, exported: bytes, n: int) -> None:
-    """The file gives what the module gives, at any batch: below 0.1 % of the largest value, one grey level at most."""
+    """The file gives what the module gives, at any batch: below 1e-4 of the largest value, one grey level at most.
+
+    Rounding alone is a few 1e-6; more would be another formula, such as one whose small constants the exporter left out.
+    """
     frames = parts(n, (64, 48))
     frames[0, 20:30, 20:40] = 255
+    frames[-1, :, :16] = 0
     wanted, found = run_graph(inspection_graph, frames), run_onnx(exported, frames)
     for name, torch_output, onnx_output in zip(("scores", "heatmaps"), wanted, found, strict=False):
         assert onnx_output.dtype == np.float32 and onnx_output.shape == torch_output.shape
         difference = np.abs(torch_output - onnx_output)
         largest, mean = float(difference.max()), float(difference.mean())
-        assert largest < 1e-3 * np.abs(torch_output).max(), f"{name} differ by {largest:.2e}, {mean:.2e} on average"
+        assert largest < 1e-4 * np.abs(torch_output).max(), f"{name} differ by {largest:.2e}, {mean:.2e} on average"
     assert found[2].dtype == np.uint8
     assert int(np.abs(wanted[2].astype(int) - found[2].astype(int)).max()) <= 1

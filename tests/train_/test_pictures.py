@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -247,6 +248,42 @@ def test_fewer_than_twenty_is_said(tmp_path: Path) -> None:
     assert load(write_parts(tmp_path, 19)).notes() == [
         "only 19 good pictures; 20 to 100 make the threshold trustworthy"
     ]
+
+
+def test_parts_of_many_shapes_fill_the_frame(tmp_path: Path) -> None:
+    """Where letterboxing would give each its own border; the note says so, and all of the frame is the part."""
+    for i in range(8):
+        write(tmp_path / f"{i}.png", part(i, (64, 40 + 4 * i)))
+    found = load(tmp_path, size=64)
+    assert found.spec.stretch and found.placement.content == (0, 0, found.spec.width, found.spec.height)
+    (note,) = [note for note in found.notes() if "sizes" in note]
+    assert note.endswith("frame, stretched to fill it")
+    # The plate's grey in the corners and the block in the middle, in every frame alike.
+    assert np.ptp(found.frames[:, 2:8, 2:8].mean((1, 2, 3))) < 2
+    np.testing.assert_allclose(found.frames.mean((0, 3))[found.spec.height // 2, found.spec.width // 2], 150, atol=2)
+
+
+@pytest.mark.parametrize(
+    "wh_of",
+    [
+        pytest.param(lambda i: (64 + 8 * i, 40 + 5 * i), id="one shape, many sizes"),
+        pytest.param(lambda i: (64, 40 if i < 5 else 44), id="a few odd ones"),
+        pytest.param(lambda i: (100, 100 + i % 3), id="a pixel more or less"),
+    ],
+)
+def test_parts_of_one_shape_keep_their_ratio(tmp_path: Path, wh_of: Callable[[int], tuple[int, int]]) -> None:
+    """Many sizes, a few odd pictures or cropping to the pixel are no reason to stretch."""
+    for i in range(8):
+        write(tmp_path / f"{i}.png", part(i, wh_of(i)))
+    assert not load_good_pictures(tmp_path, size=32, group=r"\d").spec.stretch
+
+
+def test_a_region_of_interest_has_one_shape(tmp_path: Path) -> None:
+    """Cut out of pictures of many shapes it is always the same, so nothing needs stretching."""
+    for i in range(8):
+        write(tmp_path / f"{i}.png", part(i, (64, 40 + 4 * i)))
+    found = load_good_pictures(tmp_path, size=32, roi=(4, 4, 32, 20), group=r"\d")
+    assert not found.spec.stretch and found.placement.content == (0, 6, 32, 20)
 
 
 # 16 bit

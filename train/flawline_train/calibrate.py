@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from types import EllipsisType
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from flawline_inspect.calibration import MIN_CALIBRATION_PICTURES, GoodSpread, f
 from flawline_inspect.frame import Placement
 from flawline_train.graph import ERROR_CHANNELS, ErrorMap, reconstruct, top_pixels
 from flawline_train.threshold import Threshold, threshold_from_scores
-from flawline_train.weighing import damaged_copies, weigh
+from flawline_train.weighing import STEP, damaged_copies, weigh
 
 __all__ = ["Calibration", "MapCalibration", "calibrate", "calibrate_maps"]
 
@@ -22,6 +23,8 @@ _BATCH = 16
 
 FLOOR_SHARE = 0.1
 """Of an error's mean over good pictures, added before its root divides: a picture rebuilt perfectly is not divided by 0."""
+SMALLEST_FLOOR = 1e-6
+"""Also where all of them are: below the rounding of float32 there is nothing to compare."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,23 +67,33 @@ def calibrate(
     training again without it can tell.
     """
     device = next(network.parameters()).device
-    error_map = ErrorMap((frames.shape[1], frames.shape[2]), _channels(network, frames, device)).to(device)
-    good = _smoothed(error_map, network, frames, on_progress)
-    error_map.floors.copy_(torch.from_numpy(FLOOR_SHARE * good.means.mean(0)))
-    errors = good.relative(error_map)  # (n, C, H, W)
-    # Each error in units of its own typical spread over good parts: a mixture of equal weights is rarely the best single
-    # error and never the worst, so the weighing starts from it.
+    hw = (frames.shape[1], frames.shape[2])
+    names = [str(i) for i in range(len(frames))] if parts is None else list(parts)
     left, top, content_w, content_h = placement.content
     inside = np.s_[..., top : top + content_h, left : left + content_w]
+
+    candidates = ErrorMap(hw, _channels(network, frames, device)).to(device)
+    good = _smoothed(candidates, network, frames, on_progress=on_progress)
+    floors = np.maximum(FLOOR_SHARE * good.means.mean(0), SMALLEST_FLOOR)
+    candidates.floors.copy_(torch.from_numpy(floors))
+    errors = good.relative(candidates)  # (n, C, H, W)
+    # Each error in units of its own typical spread over good parts: a mixture of equal weights is rarely the best single
+    # error and never the worst, so the weighing starts from it.
     units = 1 / np.maximum(errors[inside].std(0, ddof=1).mean((1, 2)), 1e-8)  # (C,)
     weights = units
     if getattr(network, "error_channels", None) is None:
-        damaged = _smoothed(error_map, network, damaged_copies(frames, placement.content)).relative(error_map)
+        coarser = np.s_[..., top : top + content_h : STEP, left : left + content_w : STEP]
+        copies = damaged_copies(frames, placement.content)
+        damaged = _smoothed(candidates, network, copies, coarser).relative(candidates)
         in_units = units.astype(np.float32)[:, None, None]
         weights = units * np.array(
-            weigh(error_map.names, errors[inside] * in_units, damaged[inside] * in_units, top_pixels(placement))
+            weigh(candidates.names, errors[coarser] * in_units, damaged * in_units, top_pixels(placement), names)
         )
-    error_map.weights.copy_(torch.from_numpy(weights.astype(np.float32)))
+    # What weighs nothing is not formed on the line either.
+    used = np.flatnonzero(weights)
+    error_map = ErrorMap(hw, tuple(candidates.names[i] for i in used)).to(device)
+    error_map.weights.copy_(torch.from_numpy(weights[used]))
+    error_map.floors.copy_(torch.from_numpy(floors[used]))
     combined = np.einsum("nchw,c->nhw", errors, weights).astype(np.float32)
 
     maps = calibrate_maps(
@@ -133,7 +146,8 @@ def calibrate_maps(
 
 @dataclass(frozen=True, slots=True)
 class _Errors:
-    """`maps` (n, C, H, W) are smoothed and not yet divided, `means` (n, C) of the same before the smoothing."""
+    """`maps` (n, C, H, W), or what was kept of them, are smoothed and not yet divided; `means` (n, C) are those of the whole
+    errors before the smoothing."""
 
     maps: NDArray[np.float32]
     means: NDArray[np.float32]
@@ -158,8 +172,11 @@ def _smoothed(
     error_map: ErrorMap,
     network: nn.Module,
     frames: NDArray[np.uint8],
+    keep: tuple[EllipsisType | slice, ...] = (...,),
+    *,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> _Errors:
+    """The errors of `frames` (n, H, W, 3); of the maps only the index `keep`, since hundreds of whole ones fill the memory."""
     maps, means = [], []
     for start in range(0, len(frames), _BATCH):
         x = (
@@ -170,7 +187,7 @@ def _smoothed(
         n, count, height, width = channels.shape
         means.append(channels.mean((2, 3)).cpu())
         flat = error_map.smooth(channels.reshape(n * count, 1, height, width))
-        maps.append(flat.reshape(n, count, height, width).cpu())
+        maps.append(flat.reshape(n, count, height, width)[keep].contiguous().cpu())
         if on_progress is not None:
             on_progress(min(start + _BATCH, len(frames)), len(frames))
     return _Errors(torch.cat(maps).numpy(), torch.cat(means).numpy())

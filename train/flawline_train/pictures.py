@@ -231,7 +231,7 @@ def _chosen_frame(
     fitted = None if align == "none" else _fit_alignment(files, spec, usual_wh, align)
     if fitted is None or fitted.alignment is None:
         # Borders of another width each would be the largest "defects"; filling the frame, the parts' edges coincide.
-        return replace(spec, stretch=_come_in_many_shapes(files)), fitted
+        return replace(spec, stretch=spec.roi is None and _come_in_many_shapes(files)), fitted
     if fitted.alignment.motion.turns:
         size = max(spec.width, spec.height)
         spec = replace(frame_for(fitted.alignment.reference_wh, size, bit_depth=spec.bit_depth), roi=spec.roi)

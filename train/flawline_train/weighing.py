@@ -7,6 +7,7 @@ are pictures to fit them with, which ten held-out ones are not. So only few mixt
 from __future__ import annotations
 
 import itertools
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from flawline_inspect.calibration import fit_spread, leave_one_out
 from flawline_train.withheld import WITHHELD, damage
 
-__all__ = ["damaged_copies", "weigh"]
+__all__ = ["STEP", "damaged_copies", "weigh"]
 
 USUAL = {"absolute": 0.0, "ssim": 1.0, "msgms": 1.0, "coarse": 1.0}
 OTHERS = {"absolute": (0.0, 0.5), "ssim": (1.0,), "msgms": (1.0,), "coarse": (0.0, 1.0, 3.0)}
@@ -22,8 +23,8 @@ MARGIN = 0.02
 """In mean AUROC over the kinds: another mixture than the usual one has to be better by more."""
 MAX_PICTURES, MIN_COPIES = 24, 24
 """Held-out pictures that are damaged, and damaged copies a kind."""
-_STEP = 2
-"""Maps are smooth, so every second pixel each way says as much."""
+STEP = 2
+"""Maps are smooth, so every second pixel each way says as much, in a quarter of the memory."""
 
 
 def damaged_copies(frames: NDArray[np.uint8], content: tuple[int, int, int, int]) -> NDArray[np.uint8]:
@@ -42,20 +43,24 @@ def damaged_copies(frames: NDArray[np.uint8], content: tuple[int, int, int, int]
 
 
 def weigh(
-    names: tuple[str, ...], good: NDArray[np.float32], damaged: NDArray[np.float32], top_pixels: int
+    names: tuple[str, ...],
+    good: NDArray[np.float32],
+    damaged: NDArray[np.float32],
+    top_pixels: int,
+    parts: Sequence[Hashable] | None = None,
 ) -> tuple[float, ...]:
     """Weights (C,) of the channels `names` that tell damaged pictures from good ones best.
 
     `good` (n, C, h, w) and `damaged` (K m, C, h, w), as of `damaged_copies`, are smoothed error maps in units of the channels' own
-    spread. Every mixture is judged as the line would: standardised per pixel, scored by its `top_pixels` largest values.
+    spread, at every `STEP`th pixel. Every mixture is judged as the line would: standardised per pixel, good pictures by
+    those of other `parts`, and scored by its largest values, `top_pixels` of them at full resolution.
     """
     usual = tuple(USUAL[name] for name in names)
     best, best_auroc = usual, -1.0
-    top = max(1, top_pixels // _STEP**2)
-    good, damaged = good[:, :, ::_STEP, ::_STEP], damaged[:, :, ::_STEP, ::_STEP]
+    top = max(1, top_pixels // STEP**2)
     for weights in itertools.product(*(OTHERS[name] for name in names)):
         mixed, hurt = (np.einsum("nchw,c->nhw", errors, np.array(weights, np.float32)) for errors in (good, damaged))
-        good_scores = _scores(leave_one_out(mixed), top)
+        good_scores = _scores(leave_one_out(mixed, parts), top)
         hurt_scores = _scores(fit_spread(mixed).standardise(hurt), top).reshape(len(WITHHELD), -1)
         auroc = float(np.mean([_auroc(good_scores, scores) for scores in hurt_scores])) + MARGIN * (weights == usual)
         if auroc > best_auroc:

@@ -82,4 +82,4 @@ class LinearAutoencoder(nn.Module):
 def _orthonormal(rows: Tensor) -> Tensor:
     """An orthonormal basis of what the rows (k, D) span; what is nothing but rounding is left out."""
     _, values, basis = torch.linalg.svd(rows, full_matrices=False)
-    return basis[values > _NOTHING * values.max().clamp(min=1e-12)]
+    return basis[values > _NOTHING * max([1e-12, *values.tolist()])]
