@@ -1,4 +1,4 @@
-"""The engineer's path on real pictures: train for some minutes on good parts, then measure on parts never seen."""
+"""The engineer's path on real pictures: train on good parts, then measure on parts never seen."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-MINUTES = 4
+STEPS = 2000
+"""About two and a half minutes of two cores. Not minutes: what those are worth is the machine's business, and no test is timed."""
 N_GOOD, N_BAD = 18, 60
 EVALUATION_KEYS = {
     "image_auroc", "average_precision", "pixel_auroc", "aupro", "false_reject_rate", "escape_rate", "threshold",
@@ -36,19 +37,19 @@ def flawline(*arguments: str | Path, ends_with: int = DONE, timeout_s: float = 6
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1000)
 @pytest.mark.needs_data("toy_alien")
 def test_forty_good_pictures_make_a_model_that_finds_defects(
     shared_data: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    """Four minutes on two cores: AUROC at least 0.97, at most one good part in ten rejected, and `check` sees what
+    """Two thousand steps: AUROC at least 0.97, at most one good part in ten rejected, and `check` sees what
     `eval` sees.
 
-    One test, since what it looks at costs four minutes of training once.
+    One test, since what it looks at costs minutes of training once.
     """
     alien, bundle = shared_data("toy_alien"), tmp_path / "alien.flawline"
     good = alien / "train" / "good"
-    trained = flawline("train", good, "-o", bundle, "--minutes", str(MINUTES), timeout_s=60.0 * MINUTES + 60)
+    trained = flawline("train", good, "-o", bundle, "--steps", str(STEPS), timeout_s=800)
 
     printed = flawline("eval", bundle, alien, "--json", timeout_s=120)
     evaluation = json.loads(printed)
@@ -57,7 +58,6 @@ def test_forty_good_pictures_make_a_model_that_finds_defects(
     assert (evaluation["n_good"], evaluation["n_bad"]) == (N_GOOD, N_BAD)
     assert evaluation["pixel_auroc"] is None and evaluation["aupro"] is None  # the set has no masks
     assert set(evaluation["by_defect"]) == {"anomaly"} and evaluation["by_defect"]["anomaly"]["n"] == N_BAD
-    # How many steps the four minutes were worth belongs to the message: on a busy machine they are few.
     assert evaluation["image_auroc"] >= 0.97, f"{evaluation}\n{trained}"
     assert evaluation["false_reject_rate"] <= 0.10, f"{evaluation}\n{trained}"
     assert evaluation["promise_kept"] is True, f"{evaluation}\n{trained}"
