@@ -1,4 +1,4 @@
-"""Every method of the family, exported: the engines say what torch says. That TensorRT-RTX compiles it: test_tensorrt_rtx.py.
+"""Every method of the family, exported: the engines say what torch says. That TensorRT-RTX compiles it: test_tensorrt.py.
 
 Tolerances are those of test_agreement.py.
 """
@@ -9,7 +9,6 @@ import numpy as np
 import onnx
 import pytest
 from numpy.typing import NDArray
-from tests.engines.test_tensorrt_rtx import assert_contract, log, plan_from_onnx, trt  # noqa: F401  # fixtures
 from tests.train_.parts import varied_parts
 
 from flawline_engines.engine import installed_kinds

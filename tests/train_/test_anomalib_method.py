@@ -13,7 +13,6 @@ import safetensors.torch
 import timm
 import torch
 from numpy.typing import NDArray
-from tests.engines.test_tensorrt_rtx import plan_from_onnx
 from tests.train_.parts import parts
 from torch import Tensor, nn
 
@@ -23,8 +22,9 @@ from anomalib.pre_processing import PreProcessor
 from torchvision.transforms.v2 import CenterCrop, Compose, Resize
 
 from flawline_engines.onnx_runtime import OnnxRuntimeEngine
+from flawline_engines.tensorrt import compile_plan, load_module
 from flawline_inspect.calibration import GoodSpread
-from flawline_inspect.errors import FlawlineError, InputError
+from flawline_inspect.errors import EngineError, FlawlineError, InputError
 from flawline_inspect.frame import Placement
 from flawline_train.anomalib_graph import AnomalibGraph, MapNetwork
 from flawline_train.anomalib_method import AnomalibTraining, fit_anomalib, learn_anomalib, model_class
@@ -77,20 +77,11 @@ def test_a_model_becomes_our_graph(method: str, options: dict[str, Any], frames:
 def test_tensorrt_rtx_compiles_it(frames: NDArray[np.uint8], unavailable: Callable[[str], NoReturn]) -> None:
     """The builder needs no GPU; Patchcore's search through its memory is the least usual of the graphs."""
     try:
-        import tensorrt_rtx
-    except ImportError as exc:
-        unavailable(f"tensorrt_rtx cannot be imported ({exc}); the test group has it on x86-64 Linux")
-    model = learnt("anomalib:Patchcore", frames, **RESNET).onnx()
-
-    class Log(tensorrt_rtx.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            tensorrt_rtx.ILogger.__init__(self)
-            self.lines: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            pass
-
-    assert len(plan_from_onnx(tensorrt_rtx, Log(), model)) > 0
+        load_module("tensorrt_rtx")
+    except EngineError as exc:
+        unavailable(f"{exc}; the test group has it on x86-64 Linux")
+    plan, _ = compile_plan("tensorrt_rtx", learnt("anomalib:Patchcore", frames, **RESNET).onnx())
+    assert len(plan) > 0
 
 
 def test_a_model_that_remembers_sees_every_picture_once(frames: NDArray[np.uint8]) -> None:

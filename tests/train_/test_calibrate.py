@@ -75,7 +75,7 @@ def case(request: pytest.FixtureRequest) -> Case:
     network = (Watched() if request.param == "with one" else Blur()).eval()
     frames = parts(N, (HW[1], HW[0]), first=100)
     frames[4, 10:14, 20:24] = 255  # one picture that is not like the others
-    found = calibrate(network, frames, PLACEMENT, false_reject_target=0.1)
+    found = calibrate(network, frames, PLACEMENT, false_reject_target=0.1, keep_suspects=True)
     channels = relative_channels(network, frames, found.error_map.names)
     return Case(frames, found, channels, 1 / inside(channels).std(0, ddof=1).mean((1, 2)))
 
@@ -114,6 +114,21 @@ def test_maps_are_those_of_all_pictures(case: Case) -> None:
     mean, spread = plain_maps((case.channels * weights[None, :, None, None]).sum(1))
     np.testing.assert_allclose(case.found.good.mean, mean, rtol=1e-3)
     np.testing.assert_allclose(case.found.good.spread, spread, rtol=1e-3)
+
+
+def test_a_skipped_suspect_does_not_widen_the_maps(case: Case) -> None:
+    """The odd picture hides no defect where it is odd: the maps are those of the other pictures, its score is by them."""
+    network = Watched() if "coarse" in case.found.error_map.names else Blur()
+    found = calibrate(network, case.frames, PLACEMENT, false_reject_target=0.01)
+    assert found.threshold.skipped == (4,)
+    weights = found.error_map.weights.double().numpy()
+    errors = (relative_channels(network, case.frames, found.error_map.names) * weights[None, :, None, None]).sum(1)
+    mean, spread = plain_maps(np.delete(errors, 4, 0))
+    np.testing.assert_allclose(found.good.mean, mean, rtol=1e-3)
+    np.testing.assert_allclose(found.good.spread, spread, rtol=1e-3)
+    heatmap = inside((errors[4] - mean) / spread)
+    k = round(0.003 * WIDTH * HEIGHT)
+    assert found.scores[4] == pytest.approx(np.sort(heatmap.reshape(-1))[-k:].mean(), rel=1e-3)
 
 
 def test_an_outlier_scores_higher_left_out_than_in(case: Case) -> None:
@@ -170,11 +185,11 @@ def test_what_weighs_nothing_is_not_formed() -> None:
 
 def test_threshold_follows_from_the_scores(case: Case) -> None:
     """The threshold of the 18 parts' scores, one of which is far out and skipped unless it is kept."""
-    threshold = case.found.threshold
-    assert threshold == threshold_from_scores(case.found.part_scores, 0.1)
-    assert (threshold.n, threshold.skipped, threshold.exceedances) == (N, (4,), 1)
     network = Watched() if "coarse" in case.found.error_map.names else Blur()
-    kept = calibrate(network.eval(), case.frames, PLACEMENT, false_reject_target=0.1, keep_suspects=True)
+    found = calibrate(network.eval(), case.frames, PLACEMENT, false_reject_target=0.1)
+    assert found.threshold == threshold_from_scores(found.part_scores, 0.1)
+    assert (found.threshold.n, found.threshold.skipped, found.threshold.exceedances) == (N, (4,), 1)
+    kept = case.found
     assert kept.threshold.skipped == () and kept.threshold.value >= float(case.found.scores.max())
 
 

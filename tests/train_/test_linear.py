@@ -54,12 +54,12 @@ def plain_projection(learnt: F64, others: F64, components: int) -> F64:
 @pytest.mark.parametrize(
     ("n", "hw", "factor", "components"),
     [
-        pytest.param(40, HW, 2, COMPONENTS, id="all components"),
-        pytest.param(13, HW, 2, 3, id="one for four pictures"),
-        pytest.param(3, HW, 2, 0, id="light alone"),
-        pytest.param(20, (16, 352), 8, 5, id="long and thin"),
+        pytest.param(4 * COMPONENTS + 8, HW, 1, COMPONENTS, id="all components"),
+        pytest.param(13, HW, 1, 3, id="one for four pictures"),
+        pytest.param(3, HW, 1, 0, id="light alone"),
+        pytest.param(20, (16, 352), 4, 5, id="long and thin"),
         pytest.param(20, (32, 16), 1, 5, id="small"),
-        pytest.param(12, (96, 256), 8, 3, id="wide"),
+        pytest.param(12, (96, 256), 4, 3, id="wide"),
     ],
 )
 def test_projection_against_numpy(n: int, hw: tuple[int, int], factor: int, components: int) -> None:
@@ -76,7 +76,7 @@ def test_projection_against_numpy(n: int, hw: tuple[int, int], factor: int, comp
 
 @pytest.mark.parametrize(("hw", "small_hw"), [((16, 16), (16, 16)), ((1024, 32), (64, 2)), ((2048, 1536), (128, 96))])
 def test_the_reduced_picture_is_never_empty(hw: tuple[int, int], small_hw: tuple[int, int]) -> None:
-    """About 32 cells along the long side, but no reduction beyond 16, which every frame's sides are multiples of."""
+    """About 64 cells along the long side, but no reduction beyond 16, which every frame's sides are multiples of."""
     with torch.device("meta"):
         network = LinearAutoencoder(hw)
         assert network(torch.empty(1, 3, *hw)).shape == (1, 3, *small_hw)
@@ -89,7 +89,7 @@ def test_before_the_fit_nothing_is_missing() -> None:
 
 
 def test_the_basis_is_orthonormal_and_as_large_as_the_pictures_allow() -> None:
-    """Three rows of light, one for four pictures up to eight, the rest zero."""
+    """Three rows of light, one for four pictures up to 32, the rest zero."""
     for n in (3, 4, 9, 31, 32, 60):
         basis = fitted_to(pictures(n)).basis.double()
         count = 3 + min(COMPONENTS, n // 4)
@@ -117,13 +117,13 @@ def test_light_leaves_no_residual_and_a_dark_corner_does(gain: float, down: floa
     x = usual + noise[40:]
     plain = coarse_error(x, network(x))
     changed = lit(x, gain, down, across)
-    assert float((coarse_error(changed, network(changed)) - plain).abs().max()) < 0.5 / 255
+    assert float((coarse_error(changed, network(changed)) - plain).abs().max()) < 1.5 / 255
     assert float(coarse_error(changed, network(changed)).mean()) < 1.2 * float(plain.mean())
 
     dark = x.clone()
     dark[..., :16, :20] *= 0.85
     error = coarse_error(dark, network(dark))[0, 0]
-    assert float(error[2:14, 2:18].mean()) > 5 * float(plain.mean())
+    assert float(error[2:14, 2:18].mean()) > 4 * float(plain.mean())
     assert float(error[24:, 32:].mean()) < 0.3 * float(error[2:14, 2:18].mean())
 
 
@@ -143,7 +143,7 @@ def test_pictures_without_any_variation(n: int, value: float) -> None:
     """They come back as they are, and nothing that is no number comes in; what they are not does not come through."""
     x = torch.full((n, 3, *HW), value)
     network = fitted_to(x)
-    torch.testing.assert_close(network(x), network.reduce(x), rtol=0, atol=1e-5)
+    torch.testing.assert_close(network(x), network.reduce(x), rtol=0, atol=3e-5)
     spot = x[:1].clone()
     spot[..., 10:20, 10:20] = 0.75
     error = coarse_error(spot, network(spot))

@@ -42,9 +42,9 @@ def maps(seen: dict[str, float], wild: dict[str, float] | None = None, seed: int
     ("seen", "wild", "wanted"),
     [
         pytest.param({"ssim": 2.0, "msgms": 2.0}, {"coarse": 30.0}, (0, 1, 1, 0), id="coarse only disturbs"),
-        pytest.param({"coarse": 2.0}, {}, (0, 1, 1, 3), id="coarse alone sees"),
-        pytest.param({"absolute": 5.0}, {}, (1, 1, 1, 0), id="absolute alone sees"),
-        pytest.param({"absolute": 2.0, "coarse": 1.5}, {}, (1, 1, 1, 3), id="these two see"),
+        pytest.param({"coarse": 2.0}, {}, (0, 1, 1, 4), id="coarse alone sees"),
+        pytest.param({"absolute": 5.0}, {}, (0.5, 1, 1, 0), id="absolute alone sees"),
+        pytest.param({"absolute": 2.0, "coarse": 1.5}, {}, (0.5, 1, 1, 4), id="these two see"),
         pytest.param(dict.fromkeys(NAMES, 50.0), {}, USUAL_OF_ALL, id="all see all"),
     ],
 )

@@ -20,10 +20,10 @@ from torch.nn import functional as F
 
 __all__ = ["LinearAutoencoder"]
 
-CELLS = 32
+CELLS = 64
 """About so many cells along the frame's long side."""
-COMPONENTS = 8
-"""Few: what varies between good parts, not what one of them has."""
+COMPONENTS = 32
+"""Few against the number of good parts: what varies between them, not what one of them has."""
 PICTURES_PER_COMPONENT = 4
 _MAX_FACTOR = 16
 _COLOURS = 3
