@@ -41,7 +41,7 @@ class Budget:
             raise InputError(f"a training of {self.steps} steps was asked for, expected at least 1")
 
     def __str__(self) -> str:
-        return f"{self.minutes:g} min" if self.steps is None else f"{self.steps} steps"
+        return f"{self.minutes:g} min" if self.steps is None else f"{self.steps} step" + "s" * (self.steps != 1)
 
     def part(self, divisor: int) -> Budget:
         """A `divisor`-th of it."""

@@ -191,7 +191,7 @@ def test_the_default_method_is_also_measured_untrained(tmp_path: Path, data: Dat
     bench.run(methods(bench, [data], SETTINGS, ["filtering", "masked"]))
     assert [(each.method, str(each.budget)) for each in product.trained] == [
         ("filtering", "5 min"),
-        ("filtering", "1 steps"),
+        ("filtering", "1 step"),
         ("masked", "5 min"),
     ]
     assert variants(runs) == ["", UNTRAINED, ""]
