@@ -395,7 +395,9 @@ def test_odd_pictures_are_used_and_broken_ones_named(shell: Shell) -> None:
     }  # fmt: skip
     assert [entry.file for entry in manifest.data.skipped] == ["cut-off.png"]
     assert manifest.frame.bit_depth == 12
-    assert not [path for path in shell.folder.iterdir() if path.name not in ("good", "part.flawline", "part.report.html")]
+    assert not [
+        path for path in shell.folder.iterdir() if path.name not in ("good", "part.flawline", "part.report.html")
+    ]
 
 
 # --- the end of training -----------------------------------------------------------------------------------------
