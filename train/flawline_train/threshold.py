@@ -61,10 +61,15 @@ class Threshold:
 
 @dataclass(frozen=True, slots=True)
 class ExponentialTail:
-    """The rate at which a new part's score exceeds a value, from n scores: counted below `base`, extrapolated above."""
+    """The rate at which a new part's score exceeds a value, from n scores: counted below `base`, extrapolated above.
+
+    `censored` further parts are known to score no less than the largest of them. They count as exponential lifetimes do that
+    an experiment's end cut short: their time adds to the total, and no failure is seen.
+    """
 
     scores: NDArray[np.float64]
     """(n,), ascending."""
+    censored: int = 0
 
     @property
     def base(self) -> float:
@@ -72,23 +77,27 @@ class ExponentialTail:
 
     @property
     def _excess(self) -> tuple[float, int]:
-        """Sum and number of the excesses over `base`."""
+        """Sum of all excesses over `base`, and the number of those that are known."""
         above = self.scores[len(self.scores) // 2 :]
-        return float((above - self.base).sum()), len(above)
+        total = (above - self.base).sum() + self.censored * (self.scores[-1] - self.base)
+        return float(total), len(above)
+
+    def _share(self, of: int) -> float:
+        """Expected share of new parts beyond the `of` largest of those that are known."""
+        return (of + self.censored + 1) / (len(self.scores) + self.censored + 1)
 
     def rate(self, value: float) -> float:
         """Expected share of new parts above `value`, 0–1."""
-        n = len(self.scores)
         total, m = self._excess
         if value < self.base or total <= 0:
-            return (int((self.scores > value).sum()) + 1) / (n + 1)
-        return (m + 1) / (n + 1) * (1 + (value - self.base) / total) ** -m
+            return self._share(int((self.scores > value).sum()))
+        return self._share(m) * (1 + (value - self.base) / total) ** -m
 
     def quantile(self, rate: float) -> float:
         """The value that a share of `rate` exceeds, never below the largest score, and bounded."""
         total, m = self._excess
         largest = float(self.scores[-1])
-        share = rate * (len(self.scores) + 1) / (m + 1)
+        share = rate / self._share(m)
         # In logarithms, and bounded before the power is taken: a tiny rate must not overflow.
         power = min(-np.log(share) / m, np.log1p(MAX_EXTRAPOLATION * m))
         step = min(total * float(np.expm1(power)), MAX_EXTRAPOLATION * (largest - self.base))
@@ -105,7 +114,8 @@ def threshold_from_scores(
     """The threshold for `scores` (n,) of independent held-out parts and a `target` share of false rejects.
 
     With enough parts it is the smallest score at which the promise is at most `target`. Else the tail is
-    extrapolated, never below the largest score, where suspects (`find_suspects`) do not count as scores but as exceedances;
+    extrapolated, never below the largest score. Suspects (`find_suspects`) count there as parts that score no less than the
+    largest of the others, how much more is not believed, and in the promise as exceedances;
     with `keep_suspects` they are scores like others. `cross_fitted`: scores of parts by networks that did not learn from
     them; they sharpen the estimate and never enter the promise.
     """
@@ -119,7 +129,7 @@ def threshold_from_scores(
     clean = np.sort(np.delete(values, suspects))
     ordered = np.sort(values)
     further = np.empty(0) if cross_fitted is None else np.asarray(cross_fitted, np.float64)
-    tail = ExponentialTail(np.sort(np.concatenate([clean, further])))
+    tail = ExponentialTail(np.sort(np.concatenate([clean, further])), len(suspects))
 
     allowed = _most_allowed(n, target)
     if allowed >= len(suspects):
