@@ -117,7 +117,7 @@ def graph_cost(model: bytes, hw: tuple[int, int]) -> GraphCost:
     network = tail = 0
     for operator, inputs, output in _profile(model, np.zeros((1, *hw, 3), np.uint8)):
         macs = _macs(operator, inputs, output)
-        if operator.startswith("Conv") and inputs[1][:2] == [1, 1]:
+        if operator.startswith("Conv") and inputs[0][1] == 1:  # errors and grey pictures; the network sees colours
             tail += macs
         else:
             network += macs

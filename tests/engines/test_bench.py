@@ -117,15 +117,19 @@ def test_operations_of_what_is_no_graph() -> None:
 
 
 def test_graph_is_network_and_tail(small_graph) -> None:
-    """The tail are the two smoothing convolutions over one channel; the network is what torch says it is."""
+    """The tail are the two smoothing convolutions over one channel and the small ones of the gradients; the network is what
+    torch says it is."""
     import torch
 
     height, width = small_graph.hw
     cost = graph_cost(small_graph.onnx, small_graph.hw)
     taps = small_graph.graph.error_map.taps.numel()
     rows = height + taps - 1  # the first goes along the rows of the padded picture
-    assert cost.tail_gflop == pytest.approx(2 * taps * width * (rows + height) / 1e9)
-    macs = 0
+    smoothing = taps * width * (rows + height)
+    # Two kernels of 3 x 3 over picture and reconstruction, at full, half and quarter size.
+    gradients = sum(2 * 2 * 9 * (height >> scale) * (width >> scale) for scale in range(3))
+    assert cost.tail_gflop == pytest.approx(2 * (smoothing + gradients) / 1e9)
+    macs = 2 * small_graph.graph.network.whole.basis.numel()  # onto the basis and back
 
     def count(layer: torch.nn.Conv2d, _: object, output: torch.Tensor) -> None:
         nonlocal macs

@@ -43,6 +43,7 @@ from flawline_inspect.bundle import (
     MODEL,
     WEIGHTS,
     Bundle,
+    CalibrationSection,
     bundle_bytes,
     save_bundle,
 )
@@ -606,15 +607,12 @@ def test_a_bundle_that_would_be_refused_is_not_written(
 
 
 def test_a_bundle_of_before_the_promise_had_a_confidence_is_read() -> None:
-    """The shipped one has no parts, suspects or confidence in its manifest; its figures are what they were."""
-    calibration = Bundle.open(DEMO_BUNDLE).manifest.calibration
+    """Without parts, suspects or confidence in its manifest; its figures are what they were."""
+    old = {"scores": [1.0, 2.0, 3.0], "threshold": 3.0, "basis": "order_statistic", "false_reject_target": 0.3}
+    calibration = CalibrationSection.model_validate({**old, "promised_false_reject_rate": 0.25})
     assert calibration.basis == "order_statistic" and calibration.within_promise
-    assert (calibration.confidence, calibration.exceedances, calibration.parts, calibration.defects) == (
-        None,
-        None,
-        [],
-        None,
-    )
+    assert (calibration.confidence, calibration.exceedances) == (None, None)
+    assert (calibration.parts, calibration.defects) == ([], None)
 
 
 def test_what_a_new_bundle_knows_of_its_threshold_comes_back() -> None:

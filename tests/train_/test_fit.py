@@ -72,7 +72,7 @@ def batch_of(frames: NDArray[np.uint8], rng: np.random.Generator | int) -> tuple
 
 def trained(frames: NDArray[np.uint8], steps: int, seed: int) -> dict[str, Tensor]:
     torch.manual_seed(0)
-    network = FilteringAutoencoder(4)
+    network = FilteringAutoencoder(4, (32, 32))
     fit(network, frames, Budget(steps=steps), seed=seed, device=CPU)
     return {name: tensor.clone() for name, tensor in network.state_dict().items()}
 
@@ -256,7 +256,7 @@ def test_more_steps_give_other_weights(frames: NDArray[np.uint8]) -> None:
 
 def test_training_leaves_evaluation_mode_and_no_old_gradient_mode(frames: NDArray[np.uint8]) -> None:
     """Afterwards every layer is in evaluation mode, so that a picture's result does not depend on its batch."""
-    network = FilteringAutoencoder(4)
+    network = FilteringAutoencoder(4, (32, 32))
     fit(network, frames, Budget(steps=1), seed=0, device=CPU)
     assert not any(module.training for module in network.modules())
     assert torch.is_grad_enabled()

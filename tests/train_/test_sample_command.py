@@ -22,7 +22,7 @@ def bundle_of(folder: Path, method: str) -> Path:
     for i, picture in enumerate(varied_parts(12, (64, 40))):
         write(folder / "good" / f"{i}.png", picture)
     path = folder / f"{method}.flawline"
-    train(folder / "good", path, method=method, steps=30, width=4, size=64, device="cpu")
+    train(folder / "good", path, method=method, steps=30, width=4, size=64, device="cpu", align="none")
     return path
 
 

@@ -54,7 +54,7 @@ def writer(monkeypatch: pytest.MonkeyPatch) -> type[Writer]:
 
 def fitted(folder: Path | None) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
-    network = FilteringAutoencoder(4)
+    network = FilteringAutoencoder(4, (32, 32))
     fit(network, parts(8, (32, 32)), Budget(steps=4), seed=0, device=torch.device("cpu"), tensorboard=folder)
     return network.state_dict()
 

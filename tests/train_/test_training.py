@@ -466,7 +466,7 @@ def test_public_names() -> None:
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"method": "magic"}, "--method is magic, expected filtering or anomalib:NAME"),
+        ({"method": "magic"}, "--method is 'magic', expected one of filtering"),
         (
             {"weights": Path("x.safetensors")},
             "--weights is for anomalib:NAME; filtering learns from the pictures alone",
@@ -495,7 +495,7 @@ def test_a_dry_run_writes_nothing(case: Case, tmp_path: Path) -> None:
     rehearsal = made.rehearsal
     assert rehearsal is not None and rehearsal.steps == 1000 and rehearsal.steps_per_second > 0
     assert 0 < rehearsal.gflop < 0.1 and made.fit.steps == REHEARSAL.steps
-    assert not (tmp_path / "x.flawline").exists() and not any((tmp_path / "saved").iterdir())
+    assert not (tmp_path / "x.flawline").exists() and not (tmp_path / "saved").exists()
     assert case.training.rehearsal is None
 
 

@@ -118,7 +118,7 @@ def train_command(
     width
         Channels of the network, 4 to 256; 32 when not given. Larger learns more and costs with the square; 12 is a small model.
     preset
-        The width by name: nano (16), small (24) or medium (32, the default).
+        The width by name: nano (15), small (24) or medium (32, the default).
     seed
         Of everything random.
     device
