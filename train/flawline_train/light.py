@@ -101,7 +101,7 @@ class Light(nn.Module):
         # Residuals are small against the grey values and not against their logarithms; what is saturated knows nothing.
         weights = usual.square() * ((WHITE[1] - usual) / (WHITE[1] - WHITE[0])).clamp(0, 1)
         normal = (self.plane * weights) @ self.plane.T
-        if float(torch.linalg.cond(normal.double())) > 1e6:
+        if not float(torch.linalg.cond(normal.double())) < 1e6:  # neither for what is no number
             return
         self.log_usual.copy_((usual + OFFSET).log())
         white = torch.cat([self._small(_whiteness(x)) for x in self._batches(frames)]).mean(0)
