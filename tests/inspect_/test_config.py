@@ -81,6 +81,7 @@ def test_defaults() -> None:
                 "name": "top",
                 "source": {"kind": "simulated", "seed": 0, "defect_rate": 0.1, "fps": 5.0, "parts": None},
                 "roi": None,
+                "frozen_after_s": 2.0,
             }
         ],
         "trigger": {"kind": "free", "max_rate": 20.0, "delay_ms": 0.0},
