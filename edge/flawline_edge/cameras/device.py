@@ -150,7 +150,9 @@ class DeviceCamera:
             if wanted is None:
                 continue
             given = capture.get(prop) / steps
-            if abs(given - wanted) > max(0.01 * wanted, 0.5 / steps if steps > 1 else 0.0):
+            if given < 0:
+                _log.warning("%s: asked for %s %g, the driver has no such setting", self._name, what, wanted)
+            elif abs(given - wanted) > max(0.01 * wanted, 0.5 / steps if steps > 1 else 0.0):
                 does = "gives" if accepts else "refuses and says"
                 _log.warning("%s: asked for %s %g, the driver %s %g", self._name, what, wanted, does, given)
         return GuardedCapture(capture)

@@ -144,13 +144,14 @@ def test_a_driver_that_refuses_the_exposure(
 ) -> None:
     """Each thing it does not do is said, with what it is instead; the camera works all the same."""
     monkeypatch.setenv(_TIMEOUT, "3")
-    has = {cv2.CAP_PROP_EXPOSURE: 156, cv2.CAP_PROP_GAIN: 4}
-    driver = _Driver(has=has, refuses=(cv2.CAP_PROP_AUTO_EXPOSURE, cv2.CAP_PROP_EXPOSURE))
-    with DeviceCamera(node, exposure_ms=2.5, gain=8, open_capture=driver) as camera:
+    has = {cv2.CAP_PROP_EXPOSURE: 156, cv2.CAP_PROP_GAIN: -1, cv2.CAP_PROP_FPS: 25}
+    driver = _Driver(has=has, refuses=(cv2.CAP_PROP_AUTO_EXPOSURE, cv2.CAP_PROP_EXPOSURE, cv2.CAP_PROP_GAIN))
+    with DeviceCamera(node, exposure_ms=2.5, gain=8, fps=50, open_capture=driver) as camera:
         assert camera.read().picture.shape == (4, 6, 3)
     assert sorted(message.split(": ")[1] for message in caplog.messages) == [
         "asked for exposure_ms 2.5, the driver refuses and says 15.6",
-        "asked for gain 8, the driver gives 4",
+        "asked for fps 50, the driver gives 25",
+        "asked for gain 8, the driver has no such setting",
         "the driver does not switch its automatic exposure off",
     ]
 

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flawline_edge.cameras.camera import CameraFrame, PictureLost, Truth
+from flawline_edge.cameras.device import DeviceCamera
 from flawline_inspect.clock import wall_clock
 from flawline_inspect.errors import CameraError
 
@@ -124,3 +125,58 @@ class StepCamera:
         mask = np.full((8, 8), self._number % 251, np.uint8)
         picture = np.full(self._shape, self._number, np.uint32)
         return CameraFrame(picture, wall_clock(), began, f"C{self._number}", Truth("scratch", mask))
+
+
+class BufferingDriver:
+    """`cv2.VideoCapture` of a driver with buffers: it exposes at `fps` whether or not anyone reads, keeps up to
+    `buffers` pictures whatever it is asked, and hands out the oldest. Each picture holds the time at which its exposure
+    began, and comes with it as its stamp.
+    """
+
+    def __init__(self, fps: float, buffers: int) -> None:
+        self._period_s, self._buffers = 1 / fps, buffers
+        self._filled = threading.Condition()
+        self._waiting: list[float] = []
+        self._stamp = 0.0
+
+    def __call__(self, device: object, backend: int) -> BufferingDriver:
+        threading.Thread(target=self._expose, daemon=True).start()
+        return self
+
+    def _expose(self) -> None:
+        while True:
+            began = time.monotonic()
+            time.sleep(self._period_s)
+            with self._filled:
+                if len(self._waiting) < self._buffers:
+                    self._waiting.append(began)
+                    self._filled.notify()
+
+    def isOpened(self) -> bool:  # noqa: N802
+        return True
+
+    def set(self, propId: int, value: float, /) -> bool:
+        return False
+
+    def get(self, propId: int, /) -> float:
+        return 1e3 * self._stamp
+
+    def read(self) -> tuple[bool, NDArray[np.uint8]]:
+        with self._filled:
+            self._filled.wait_for(lambda: self._waiting)
+            began = self._waiting.pop(0)
+        time.sleep(0.6 * self._period_s)  # decoding, while the next picture is exposed already
+        self._stamp = began
+        return True, np.frombuffer(np.float64(began).tobytes(), np.uint8).reshape(1, 8)
+
+    def release(self) -> None:
+        pass
+
+
+def exposed(picture: NDArray[np.generic]) -> float:
+    """When the exposure of a `BufferingDriver`'s picture began."""
+    return float(np.frombuffer(picture.tobytes(), np.float64)[0])
+
+
+def buffering_device(node: str, fps: float, buffers: int) -> DeviceCamera:
+    return DeviceCamera(node, open_capture=BufferingDriver(fps, buffers))

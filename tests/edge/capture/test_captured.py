@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+from tests.edge.capture.fakes import exposed
+from tests.edge.mjpeg import serving
 
 from flawline_edge.cameras import CameraFrame
 from flawline_edge.capture import CapturedCamera
@@ -154,6 +156,31 @@ def test_a_trigger_gets_the_first_frame_that_began_after_it(tmp_path: Path) -> N
         number = int(answer.part[1:])
         assert answer.captured_monotonic >= at
         assert number - 1 not in began or began[number - 1] < at
+
+
+@pytest.mark.parametrize("buffers", [1, 4])
+def test_no_picture_of_a_driver_is_older_than_the_trigger(tmp_path: Path, buffers: int) -> None:
+    """Its buffers hold the past, the process may have been stopped for a while: the exposure began after the trigger."""
+    node = tmp_path / "video0"
+    node.touch()
+    arguments = {"node": str(node), "fps": 60.0, "buffers": buffers}
+    task = CaptureTask("top", "tests.edge.capture.fakes:buffering_device", arguments, 20.0, 20.0)
+    with CapturedCamera(task) as camera:
+        _frame(camera)
+        assert camera.pid is not None
+        late = []
+        for n in range(40):
+            if n % 5 == 4:  # the driver's thread stops as well, and its buffers are full of old pictures afterwards
+                os.kill(camera.pid, signal.SIGSTOP)
+                time.sleep(0.1)
+                os.kill(camera.pid, signal.SIGCONT)
+            time.sleep(0.003 * (n % 7))
+            at = time.monotonic()
+            frame = camera.get_after(at, _SOON_S)
+            assert frame is not None
+            late.append(exposed(frame.picture) - at)
+    assert min(late) >= 0.0
+    assert sorted(late)[len(late) // 2] < 1.0  # and not just anything later
 
 
 def test_an_expected_frame_is_set_aside(tmp_path: Path) -> None:
@@ -507,6 +534,23 @@ def test_a_password_shows_neither_in_the_process_list_nor_in_the_environment(
     assert arguments[1:3] == ["-m", "flawline_edge.capture.child"]
     assert len(arguments) == 4 and arguments[3].isdecimal()
     assert not {"FLAWLINE_MQTT_PASSWORD", "NOTIFY_SOCKET"} & set(environment)
+
+
+def test_a_stream_that_stalls_and_comes_back() -> None:
+    """The camera's own time-out says so first; it is reconnected inside the same process."""
+    with serving() as server:
+        url = f"http://127.0.0.1:{server.server_port}/video"
+        source = StreamSource(kind="stream", url=url, open_timeout_s=5, read_timeout_s=1)
+        with CapturedCamera.of(CameraConfig(name="top", source=source)) as camera:
+            assert _frame(camera).picture.shape == (32, 48, 3)
+            pid = camera.pid
+            server.stalled.set()
+            _until(lambda: camera.error is not None, "the error")
+            assert "no frame for 1 s" in str(camera.error)
+            server.stalled.clear()
+            camera.get(0.0)
+            _frame(camera)
+            assert (camera.pid, camera.counts.restarts, camera.counts.failures) == (pid, 0, 1)
 
 
 def test_a_stream_that_is_not_there_is_masked(tmp_path: Path) -> None:
