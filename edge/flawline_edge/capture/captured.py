@@ -167,7 +167,8 @@ class CapturedCamera(FrameWindow):
             self._end()
         else:
             said = why or f"its capture process ended unexpectedly ({how})"
-            self._fail(CameraError(f"{self._task.name}: {said}; it is started again"))
+            again = "; it is started again" if self._was_open else ""
+            self._fail(CameraError(f"{self._task.name}: {said}{again}"))
         return ended
 
     def _follow(self, process: CaptureProcess) -> tuple[bool, str]:

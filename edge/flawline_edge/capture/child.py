@@ -132,9 +132,9 @@ class _ToOutbox(logging.Handler):
 
 def main() -> None:
     parent = os.getppid()
-    # Both go to every process of a terminal or service at once: the station ends first, and this process with it.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # They go to every process of a terminal or service at once: the station ends first, and this process with it.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     connection = socket.socket(fileno=int(sys.argv[1]))
     outbox = Outbox(connection)
     logging.getLogger().setLevel(logging.INFO)

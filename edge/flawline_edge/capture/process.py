@@ -14,6 +14,7 @@ from typing import Any
 
 from flawline_edge.capture.channel import receive
 from flawline_edge.capture.task import CaptureTask
+from flawline_inspect.config import KEY_PASSWORD_VARIABLE, PASSWORD_VARIABLE
 
 __all__ = ["CaptureProcess"]
 
@@ -21,7 +22,7 @@ _log = logging.getLogger(__name__)
 
 _MODULE = "flawline_edge.capture.child"
 _REAP_S = 1.0
-_NOT_FOR_CHILDREN = ("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "FLAWLINE_MQTT_PASSWORD")
+_NOT_FOR_CHILDREN = ("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", PASSWORD_VARIABLE, KEY_PASSWORD_VARIABLE)
 
 
 class CaptureProcess:

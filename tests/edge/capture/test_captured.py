@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import functools
 import gc
 import logging
 import os
@@ -24,6 +26,8 @@ from tests.edge.mjpeg import serving
 from flawline_edge.cameras import CameraFrame
 from flawline_edge.capture import CapturedCamera
 from flawline_edge.capture import captured as captured_module
+from flawline_edge.capture import process as process_module
+from flawline_edge.capture.process import CaptureProcess
 from flawline_edge.capture.task import CaptureTask
 from flawline_inspect.config import CameraConfig, SimulatedSource, StreamSource
 from flawline_inspect.errors import CameraError
@@ -352,6 +356,55 @@ def test_a_trigger_of_before_a_failure_is_not_answered_after_it(tmp_path: Path) 
         assert camera.missed == 1
 
 
+def test_a_process_that_cannot_be_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """At the start the station is refused; later it is tried again, also after what nobody foresaw."""
+    refusals: list[Exception] = [OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))]
+
+    def start(task: CaptureTask) -> CaptureProcess:
+        if refusals:
+            raise refusals.pop(0)
+        return CaptureProcess(task)
+
+    monkeypatch.setattr(captured_module, "CaptureProcess", start)
+    with pytest.raises(CameraError, match=r"top: no process to capture it can be started \(Resource temporarily"):
+        CapturedCamera(_task(tmp_path)).__enter__()
+    with CapturedCamera(_task(tmp_path)) as camera:
+        _frame(camera)
+        refusals += [OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)), RuntimeError("nobody knows")]
+        assert camera.pid is not None
+        os.kill(camera.pid, signal.SIGKILL)
+        _until(lambda: camera.counts.restarts == 3, "the third try")
+        camera.get(0.0)
+        _frame(camera)
+        assert camera.error is None
+    assert "nobody knows" in caplog.text
+
+
+def test_a_process_that_cannot_even_be_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A driver that hangs inside the kernel: it is given up with a line in the log, and nobody waits for it."""
+    monkeypatch.setattr(process_module, "_REAP_S", 0.1)
+    _turn(tmp_path, "hang")
+    process = CaptureProcess(_task(tmp_path))
+    _until(lambda: _events(tmp_path, "entered"), "the camera to be entered")
+    kill, process.kill = process.kill, lambda: None  # type: ignore[method-assign]
+    monkeypatch.setattr(process._process, "wait", functools.partial(_never_ends, process._process))
+    began = time.monotonic()
+    assert process.reap() == "cannot be killed"
+    assert time.monotonic() - began < 5.0
+    assert f"the capture process {process.pid} cannot be killed" in caplog.text
+    monkeypatch.undo()
+    kill()
+    assert process.reap() == "killed by SIGKILL"
+
+
+def _never_ends(process: subprocess.Popen[bytes], timeout: float) -> int:
+    raise subprocess.TimeoutExpired(process.args, timeout)
+
+
 def test_a_process_that_dies_at_every_start_is_not_started_without_pause(tmp_path: Path) -> None:
     """The pauses grow from 0.2 s, so that a machine with a broken driver has time for other work."""
     with CapturedCamera(_task(tmp_path)) as camera:
@@ -513,7 +566,7 @@ def test_signals_to_the_whole_service_do_not_end_the_capture_first(tmp_path: Pat
         _frame(camera)
         pid = camera.pid
         assert pid is not None
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             os.kill(pid, number)
         time.sleep(0.2)
         camera.get(0.0)
@@ -527,13 +580,14 @@ def test_a_password_shows_neither_in_the_process_list_nor_in_the_environment(
 ) -> None:
     """Not the camera's, nor the broker's, which is none of the camera's business."""
     monkeypatch.setenv("FLAWLINE_MQTT_PASSWORD", "brokersecret")
+    monkeypatch.setenv("FLAWLINE_MQTT_KEY_PASSWORD", "keysecret")
     monkeypatch.setenv("NOTIFY_SOCKET", "/run/notify")
     with CapturedCamera(_task(tmp_path, shape=[8, 8])) as camera:
         process = psutil.Process(camera.pid)
         arguments, environment = process.cmdline(), process.environ()
     assert arguments[1:3] == ["-m", "flawline_edge.capture.child"]
     assert len(arguments) == 4 and arguments[3].isdecimal()
-    assert not {"FLAWLINE_MQTT_PASSWORD", "NOTIFY_SOCKET"} & set(environment)
+    assert not {"FLAWLINE_MQTT_PASSWORD", "FLAWLINE_MQTT_KEY_PASSWORD", "NOTIFY_SOCKET"} & set(environment)
 
 
 def test_a_stream_that_stalls_and_comes_back() -> None:
