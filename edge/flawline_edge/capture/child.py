@@ -105,8 +105,8 @@ class Capturing:
 
     def _frozen_text(self) -> str:
         return (
-            f"{self._name}: frozen, the camera has sent the same picture for {self._frozen.after_s:g} s and more; switch "
-            "it off and on, or set frozen_after_s: 0 if its pictures have no noise"
+            f"{self._name}: frozen, its picture or the driver's clock has stood still for {self._frozen.after_s:g} s and "
+            "more; switch the camera off and on, or set frozen_after_s: 0 if its pictures have no noise"
         )
 
     def _fail(self, exc: Exception) -> None:

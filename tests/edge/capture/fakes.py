@@ -82,7 +82,8 @@ class TurnedCamera:
         if mode == "die":
             os.kill(os.getpid(), signal.SIGSEGV)
         self._number += 1
-        return CameraFrame(self._picture(mode), wall, began, f"C{self._number}", Truth(None))  # type: ignore[arg-type]
+        stamp = {"clock": began, "stuck clock": 1.0}.get(mode)
+        return CameraFrame(self._picture(mode), wall, began, f"C{self._number}", Truth(None), stamp=stamp)  # type: ignore[arg-type]
 
     def _picture(self, mode: str) -> object:
         shape = self._shape

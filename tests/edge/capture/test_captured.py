@@ -457,7 +457,7 @@ def test_a_frozen_picture_is_an_error_until_it_changes(tmp_path: Path) -> None:
             frame = camera.get(0.01)
             same += [frame.part] if frame is not None and frame.picture.min() == frame.picture.max() == 77 else []
         took_s = time.monotonic() - began
-        assert "top: frozen, the camera has sent the same picture for 0.5 s" in str(camera.error)
+        assert "top: frozen, its picture or the driver's clock has stood still for 0.5 s" in str(camera.error)
         assert len(same) == 1
         assert 0.45 < took_s < 8.0
         assert camera.get(0.1) is None and camera.error is not None
@@ -468,6 +468,22 @@ def test_a_frozen_picture_is_an_error_until_it_changes(tmp_path: Path) -> None:
         assert camera.error is None
         counts = camera.counts
     assert counts.repeated > 5 and (counts.failures, counts.restarts) == (1, 0)
+
+
+def test_a_clock_that_stands_still_is_frozen_too(tmp_path: Path) -> None:
+    """The driver's time of the pictures went before; that the pictures differ does not help."""
+    _turn(tmp_path, "clock")
+    with CapturedCamera(_task(tmp_path, frozen_after_s=0.5)) as camera:
+        for _ in range(5):
+            _frame(camera)
+        assert camera.counts.repeated == 0
+        _turn(tmp_path, "stuck clock")
+        _until(lambda: camera.error is not None, "the error")
+        assert "frozen" in str(camera.error)
+        _turn(tmp_path, "clock")
+        camera.get(0.0)
+        _frame(camera)
+        assert camera.error is None
 
 
 def test_a_camera_without_noise_may_be_told_so(tmp_path: Path) -> None:
