@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 import textwrap
-import time
 from pathlib import Path
 
 import numpy as np
@@ -224,15 +223,16 @@ def test_a_writer_that_dies_in_the_middle_leaves_no_frame_and_no_lock() -> None:
 
 
 def test_no_frame_is_torn() -> None:
-    """A writer at full speed, a reader that always goes for the slot about to be written: whole frames, or None."""
-    shape = (300, 400)
+    """A writer at full speed, a reader that spends its time in copies while the ring goes round: whole frames, or None."""
+    shape = (2000, 2000)  # so large that both are interrupted within a copy, and that there are four slots
     ring = FrameRing.create(frame_bytes(_frame(np.zeros(shape, np.uint32))))
     program = """
         import time
-        until, seq = time.monotonic() + 4.0, 0
+        until, seq, picture = time.monotonic() + 4.0, 0, np.zeros((2000, 2000), np.uint32)
         while time.monotonic() < until:
             seq += 1
-            ring.write(CameraFrame(np.full((300, 400), seq, np.uint32), 0.0, float(seq), str(seq)), seq)
+            picture[:] = seq
+            ring.write(CameraFrame(picture, 0.0, float(seq), str(seq)), seq)
         print(seq)
     """
     whole = gone = 0
@@ -246,10 +246,10 @@ def test_no_frame_is_torn() -> None:
                     gone += 1
                     continue
                 whole += 1
-                assert frame.picture.min() == frame.picture.max() == number == frame.captured_monotonic
+                rows = frame.picture[:, 0]  # enough, and leaves more time for copies
+                assert rows.min() == rows.max() == number == frame.captured_monotonic
                 assert frame.part == str(number)
-            time.sleep(0)
         assert writer.stdout is not None
         written = int(writer.stdout.read())
     assert writer.returncode == 0
-    assert written > 100 and whole > 100
+    assert written > 20 and whole > 20
