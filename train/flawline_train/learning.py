@@ -85,6 +85,7 @@ def _learn_own(options: TrainOptions, material: Material, budget: Budget, listen
         placement,
         false_reject_target=options.false_rejects,
         parts=material.held_out_parts,
+        doubted=material.doubted,
         keep_suspects=options.keep_suspects,
         on_progress=listener.on_calibrate,
     )
@@ -127,6 +128,7 @@ def _learn_anomalib(options: TrainOptions, material: Material, budget: Budget, l
         device=options.torch_device,
         false_reject=options.false_rejects,
         parts=material.held_out_parts,
+        doubted=material.doubted,
         keep_suspects=options.keep_suspects,
         weights=options.weights,
         on_fit=listener.on_fit,
