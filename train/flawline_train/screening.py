@@ -14,6 +14,7 @@ Where more than `MAX_SHARE` of the parts stand out there are none: that is a sec
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -37,6 +38,8 @@ _MAD_EFFICIENCY = 0.37
 """Of the median absolute deviation against the standard deviation, for normal values: n of them tell as much as 0.37 n."""
 _LEAST_DEVIATION = 0.05
 """Of logarithms: scores that agree to 5 % are no measure of what is unusual."""
+_AGREEING = 2
+"""So many of the measures, the largest, are averaged: no damage shows in all of them, and one alone errs more often."""
 _ROUNDS = 2
 
 F64 = NDArray[np.float64]
@@ -69,16 +72,17 @@ class Screening:
 def screen(frames: NDArray[np.uint8], parts: Sequence[str], content: Roi) -> Screening:
     """Rank good `frames` (n, H, W, 3) BGR of the named `parts`, at least two; only `content` (x, y, width, height) is looked at."""
     looks, names = Looks(frames, parts, content), np.array(parts)
-    suspects: list[str] = []
+    found: list[str] = []
     for _ in range(_ROUNDS):
+        allowed = math.ceil(MAX_SHARE * len(set(parts)))
+        suspects = found[:allowed]
         scores, by_part = _in_deviations(looks.measure(~np.isin(names, suspects)), names)
-        found = [part for part, stands in zip(by_part, standing_out(list(by_part.values())), strict=True) if stands]
-        if len(found) > np.ceil(MAX_SHARE * len(by_part)):
-            return Screening(scores, too_many=len(found))
+        stands = standing_out(list(by_part.values()))
+        found = [part for part, stands_out in zip(by_part, stands, strict=True) if stands_out]
+        found.sort(key=lambda part: -by_part[part])
         if set(found) <= set(suspects):
             break
-        suspects = found
-    return Screening(scores, tuple(sorted(found, key=lambda part: -by_part[part])))
+    return Screening(scores, too_many=len(found)) if len(found) > allowed else Screening(scores, tuple(found))
 
 
 def standing_out(deviations: Sequence[float] | F64) -> NDArray[np.bool_]:
@@ -98,7 +102,8 @@ def standing_out(deviations: Sequence[float] | F64) -> NDArray[np.bool_]:
 def _in_deviations(measures: F64, parts: NDArray[np.str_]) -> tuple[F64, dict[str, float]]:
     """Measures (n, k) above 0 as one score (n,), and by part the largest of its pictures'."""
     logs = np.log(measures)
-    mixed = np.mean([(column - np.median(column)) / _spread(column) for column in logs.T], 0)
+    each = np.stack([(column - np.median(column)) / _spread(column) for column in logs.T], 1)
+    mixed = np.sort(each, 1)[:, -_AGREEING:].mean(1)
     by_part = {str(part): float(mixed[parts == part].max()) for part in dict.fromkeys(parts.tolist())}
     usual, unit = np.median(list(by_part.values())), _spread(np.array(list(by_part.values())))
     return (mixed - usual) / unit, {part: float((value - usual) / unit) for part, value in by_part.items()}

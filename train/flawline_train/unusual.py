@@ -12,6 +12,7 @@ one vote: a burst of frames would else take principal components for itself.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -33,6 +34,8 @@ SIDE = 128
 FOLDS = 5
 LEAST_SHARE = 0.075
 """Of the parts, that have to make a principal component: the same dirt on one part in twenty would else be learnt as a way to be."""
+EXTREME_SHARE = 0.1
+"""Of the pictures, on either side, that do not count for what is usual at a place."""
 MAX_LEARNT = 400
 """Parts that one fold's model learns from, spread evenly over the set: principal components cost the square of their number."""
 TOP_SHARE = 0.003
@@ -43,7 +46,9 @@ _LOCAL = 12.0
 """Sigma in pixels of the neighbourhood whose mean and contrast are made alike."""
 _LEAST_CONTRAST = 0.01
 """Of full scale, two to three grey levels: the noise of a blank wall is not made into detail."""
-_WHOLE_SIGMA, _DETAIL_SIGMA, _TEXTURE_SIGMA = 1.0, 1.5, 0.7
+_WHOLE_SIGMA, _DETAIL_SIGMA, _TEXTURE_SIGMA, _TEXTURE_AREA = 1.0, 1.5, 0.7, 2.0
+_LEAST_DISTANCE = 0.1
+"""Squared; that of good patches is as large as the number of their values."""
 _PATCH = 7
 _RIDGE = 1e-3
 """Of the mean eigenvalue, added to each: directions in which patches do not vary at all decide nothing."""
@@ -91,11 +96,14 @@ class Looks:
             folds.append(_Fold(np.flatnonzero(self._fold == fold), learnt))
         whole = _residuals(self._colour, folds, CELLS)
         detail = _residuals(self._detail[..., None], folds, max(self._detail.shape[1:]))
-        texture = np.sqrt(_smooth(_patch_distances(self._even, folds), _TEXTURE_SIGMA))
+        distances = _patch_distances(self._even, folds)
+        rough = _in_spreads(np.sqrt(_smooth(distances, _TEXTURE_SIGMA)), folds)
+        # Over some patches either way: where a texture is smeared, patches lie closer to the usual one than good ones do.
+        either = np.abs(_in_spreads(np.log(_smooth(distances, _TEXTURE_AREA) + _LEAST_DISTANCE), folds))
         columns = [
             _top(_smooth(whole**2, _WHOLE_SIGMA)) + _NOISE**2,
             _top(_in_spreads(_smooth(detail, _DETAIL_SIGMA), folds)),
-            _top(_in_spreads(texture, folds)),
+            _top(np.maximum(rough, either)),
         ]
         return np.stack(columns, 1)
 
@@ -166,10 +174,16 @@ def _patches(picture: F32) -> F32:
 
 
 def _in_spreads(maps: F32, folds: Sequence[_Fold]) -> F32:
-    """(n, h, w) in units of the spread that those learnt from, themselves cross-fitted, have at the same place, about their mean."""
+    """(n, h, w) in units of the spread that those learnt from, themselves cross-fitted, have at the same place, about their mean.
+
+    The extremes of each place are left out of both: one damaged picture would else hide what lies there in all folds but its own.
+    """
     out = np.empty_like(maps)
     for judged, learnt in folds:
-        usual, spread = maps[learnt].mean(0), maps[learnt].std(0)
+        values = np.ascontiguousarray(maps[learnt].reshape(len(learnt), -1).T)  # (places, learnt)
+        cut = min(math.ceil(EXTREME_SHARE * len(learnt)), (len(learnt) - 1) // 2)
+        middle = np.partition(values, (cut, len(learnt) - cut - 1), 1)[:, cut : len(learnt) - cut]
+        usual, spread = (each.reshape(maps.shape[1:]) for each in (middle.mean(1), middle.std(1)))
         out[judged] = (maps[judged] - usual) / (spread + _FLOOR_SHARE * spread.mean() + _LEAST_SPREAD)
     return out
 
