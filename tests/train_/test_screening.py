@@ -24,7 +24,7 @@ from flawline_train.training import Training
 U8 = NDArray[np.uint8]
 WH = (64, 48)
 WHOLE = (0, 0, *WH)
-SMALL: dict[str, Any] = {"steps": 25, "width": 4, "size": 64, "align": "none", "device": "cpu"}
+SMALL: dict[str, Any] = {"steps": 5, "width": 4, "size": 64, "align": "none", "device": "cpu"}
 
 
 def scratched(picture: U8, seed: int) -> U8:
