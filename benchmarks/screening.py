@@ -118,7 +118,11 @@ def measure(*, sets: str = ",".join(SET_NAMES), seeds: str = "0,1,2,3", size: in
         f"suspects in {FEW}, clean",
         "longest",
     ]
-    print(markdown(headings, [row(one, chosen, size) for one in find_sets(data, sets.split(","))]))
+    rows = []
+    for one in find_sets(data, sets.split(",")):
+        rows.append(row(one, chosen, size))
+        print(f"{one.name}: measured", file=sys.stderr, flush=True)
+    print(markdown(headings, rows))
     return EXIT_DONE
 
 

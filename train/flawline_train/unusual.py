@@ -155,14 +155,16 @@ def _patch_distances(pictures: F32, folds: Sequence[_Fold]) -> F32:
     for i, picture in enumerate(pictures):
         patches = _patches(picture).reshape(-1, n_values)
         moments[i], means[i] = patches.T @ patches / len(patches), patches.mean(0)
-    out: list[F32] = [np.empty(0, np.float32)] * len(pictures)
+    out: dict[int, F32] = {}
     for judged, learnt in folds:
         mean = means[learnt].mean(0)
         values, vectors = np.linalg.eigh(moments[learnt].mean(0) - np.outer(mean, mean))
         whitening = (vectors / np.sqrt(np.maximum(values, 0) + _RIDGE * max(values.mean(), _RIDGE))).astype(np.float32)
         for i in judged:
-            out[i] = (((_patches(pictures[i]) - mean.astype(np.float32)) @ whitening) ** 2).sum(-1, dtype=np.float32)
-    return np.stack(out)
+            out[int(i)] = (((_patches(pictures[i]) - mean.astype(np.float32)) @ whitening) ** 2).sum(
+                -1, dtype=np.float32
+            )
+    return np.stack([out[i] for i in range(len(pictures))])
 
 
 def _patches(picture: F32) -> F32:
@@ -170,7 +172,7 @@ def _patches(picture: F32) -> F32:
     edge = _PATCH // 2
     padded = cv2.copyMakeBorder(picture, edge, edge, edge, edge, cv2.BORDER_REPLICATE)
     every_other = sliding_window_view(padded, (_PATCH, _PATCH))[::2, ::2]
-    return every_other.reshape(*every_other.shape[:2], -1)
+    return np.asarray(every_other.reshape(*every_other.shape[:2], -1), np.float32)
 
 
 def _in_spreads(maps: F32, folds: Sequence[_Fold]) -> F32:
