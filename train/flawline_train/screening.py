@@ -4,7 +4,7 @@ Nobody's good set is clean. What is defective in it teaches the network to pass 
 usual. So the pictures are ranked before anything is learnt, by how unlike the others they are (`flawline_train.unusual`), each judged by
 what was learnt without it.
 
-Who stands out: logarithms of good parts' scores are close to normal in all sets that were looked at (benchmarks/LOG.md). Each part's
+Who stands out: logarithms of good parts' scores are close enough to normal (of 300, the largest lies some 3 deviations out). Each part's
 distance from their median, in robust deviations, is taken for a Student's t of as many degrees of freedom as the deviation was
 estimated with, and Benjamini and Hochberg's procedure (1995) keeps the expected share of good parts among the suspects below `FALSE_SHARE`:
 it demands more of a single odd picture than of one among many. Then once more without the suspects, which no longer hide one another.
