@@ -296,3 +296,22 @@ def test_a_method_may_choose_its_errors(names: tuple[str, ...]) -> None:
     assert error_map.names == names
     channels = inside(relative_channels(network, frames, names))
     np.testing.assert_allclose(error_map.weights.numpy(), 1 / channels.std(0, ddof=1).mean((1, 2)), rtol=1e-3)
+
+
+def test_a_doubted_part_shapes_nothing() -> None:
+    """Weights, mean and spread are those of the others alone; its score is told all the same."""
+    frames = parts(12, (HW[1], HW[0]), first=100)
+    frames[4, TOP + 2 : TOP + 8, LEFT + 4 : LEFT + 12] = 255
+    names = [str(i) for i in range(12)]
+    network = Blur().eval()
+    found = calibrate(network, frames, PLACEMENT, false_reject_target=0.1, parts=names, doubted=("4",))
+    others = calibrate(
+        network, np.delete(frames, 4, 0), PLACEMENT, false_reject_target=0.1, parts=[*names[:4], *names[5:]]
+    )
+    torch.testing.assert_close(found.error_map.weights, others.error_map.weights, rtol=1e-4, atol=0)
+    np.testing.assert_allclose(found.good.mean, others.good.mean, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(found.good.spread, others.good.spread, rtol=1e-4)
+    np.testing.assert_allclose(np.delete(found.scores, 4), others.scores, rtol=1e-3)
+    assert (
+        found.scores[4] > others.scores.max() and found.threshold.skipped == (4,) and found.threshold.exceedances == 1
+    )

@@ -19,7 +19,7 @@ TOP = 16
 
 
 def trusted(*weights: float, n: int = N) -> tuple[float, ...]:
-    """What is asked of `n` parts: half the weight at ten for what rests on principal components."""
+    """What is asked of `n` parts: half the weight at forty for what rests on principal components."""
     return tuple(w * n / (n + HALF_AT) if name in LINEAR else w for name, w in zip(NAMES, weights, strict=True))
 
 
@@ -53,11 +53,11 @@ def maps(seen: dict[str, float], wild: dict[str, float] | None = None, seed: int
     ("seen", "wild", "wanted"),
     [
         pytest.param(
-            {"ssim": 2.0, "msgms": 2.0}, {"coarse": 30.0}, trusted(0, 1, 1, 0, 2.5), id="coarse only disturbs"
+            {"ssim": 2.0, "msgms": 2.0}, {"coarse": 30.0}, trusted(0, 1, 1, 0, 4.5), id="coarse only disturbs"
         ),
-        pytest.param({"coarse": 3.0}, {}, trusted(0, 1, 1, 5, 2.5), id="coarse alone sees"),
-        pytest.param({"absolute": 5.0}, {}, trusted(0.5, 1, 1, 0, 2.5), id="absolute alone sees"),
-        pytest.param({"absolute": 2.0, "coarse": 1.5}, {}, trusted(0.5, 1, 1, 5, 2.5), id="these two see"),
+        pytest.param({"coarse": 3.0}, {}, trusted(0, 1, 1, 9, 4.5), id="coarse alone sees"),
+        pytest.param({"absolute": 5.0}, {}, trusted(0.5, 1, 1, 0, 4.5), id="absolute alone sees"),
+        pytest.param({"absolute": 2.0, "coarse": 1.5}, {}, trusted(0.5, 1, 1, 9, 4.5), id="these two see"),
         pytest.param(dict.fromkeys(NAMES, 50.0), {}, USUAL_OF_ALL, id="all see all"),
     ],
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from types import EllipsisType
 
@@ -57,6 +57,7 @@ def calibrate(
     *,
     false_reject_target: float,
     parts: Sequence[str] | None = None,
+    doubted: Collection[str] = (),
     keep_suspects: bool = False,
     cross_fitted: NDArray[np.floating] | None = None,
     light: Light | None = None,
@@ -64,7 +65,8 @@ def calibrate(
 ) -> Calibration:
     """Calibrate with held-out good `frames` (n, H, W, 3). Deterministic; in float32 whatever training used.
 
-    `parts`: the part's name for each of the n frames, every one another part where None. `keep_suspects` and
+    `parts`: the part's name for each of the n frames, every one another part where None. `doubted`: parts that may not be good;
+    they shape neither weights nor spread, and are suspects of the threshold. `keep_suspects` and
     `cross_fitted`, scores of further parts by networks that did not learn from them, as in `threshold_from_scores`. A training
     picture's score by *this* network is none of those: what was learnt from scores lower, by an amount that only
     training again without it can tell. `light`: brings the frames to the light that the network was trained in.
@@ -76,24 +78,31 @@ def calibrate(
     inside = np.s_[..., top : top + content_h, left : left + content_w]
 
     look = _Look(network, light, device)
+    trusted = _without(np.array(names), doubted)
     candidates = ErrorMap(hw, _channels(look, frames)).to(device)
     if "patches" in candidates.names:
-        candidates.patches.fit(candidates.ratio(x, found) for x, found in look.at(frames))
+        candidates.patches.fit(candidates.ratio(x, found) for x, found in look.at(frames[trusted]))
     good = _smoothed(candidates, look, frames, on_progress=on_progress)
-    floors = np.maximum(FLOOR_SHARE * good.means.mean(0), SMALLEST_FLOOR)
+    floors = np.maximum(FLOOR_SHARE * good.means[trusted].mean(0), SMALLEST_FLOOR)
     candidates.floors.copy_(torch.from_numpy(floors))
     errors = good.relative(candidates)  # (n, C, H, W)
     # Each error in units of its own typical spread over good parts: a mixture of equal weights is rarely the best single
     # error and never the worst, so the weighing starts from it.
-    units = 1 / np.maximum(errors[inside].std(0, ddof=1).mean((1, 2)), 1e-8)  # (C,)
+    units = 1 / np.maximum(errors[inside][trusted].std(0, ddof=1).mean((1, 2)), 1e-8)  # (C,)
     weights = units
     if getattr(network, "error_channels", None) is None:
         coarser = np.s_[..., top : top + content_h : STEP, left : left + content_w : STEP]
-        copies = damaged_copies(frames, placement.content)
+        copies = damaged_copies(frames[trusted], placement.content)
         damaged = _smoothed(candidates, look, copies, coarser).relative(candidates)
         in_units = units.astype(np.float32)[:, None, None]
         weights = units * np.array(
-            weigh(candidates.names, errors[coarser] * in_units, damaged * in_units, top_pixels(placement), names)
+            weigh(
+                candidates.names,
+                errors[coarser][trusted] * in_units,
+                damaged * in_units,
+                top_pixels(placement),
+                [name for name, is_trusted in zip(names, trusted, strict=True) if is_trusted],
+            )
         )
     # What weighs nothing is not formed on the line either.
     used = np.flatnonzero(weights)
@@ -108,6 +117,7 @@ def calibrate(
         placement,
         false_reject_target=false_reject_target,
         parts=parts,
+        doubted=doubted,
         keep_suspects=keep_suspects,
         cross_fitted=cross_fitted,
     )
@@ -120,6 +130,7 @@ def calibrate_maps(
     *,
     false_reject_target: float,
     parts: Sequence[str] | None = None,
+    doubted: Collection[str] = (),
     keep_suspects: bool = False,
     cross_fitted: NDArray[np.floating] | None = None,
 ) -> MapCalibration:
@@ -135,20 +146,37 @@ def calibrate_maps(
     def cut() -> tuple[NDArray[np.float32], Threshold]:
         by_part = np.array([scores[names == part].max() for part in distinct], np.float32)
         found = threshold_from_scores(
-            by_part, false_reject_target, keep_suspects=keep_suspects, cross_fitted=cross_fitted
+            by_part,
+            false_reject_target,
+            doubted=[i for i, part in enumerate(distinct) if part in doubted],
+            keep_suspects=keep_suspects,
+            cross_fitted=cross_fitted,
         )
         return by_part, found
 
-    scores = judged(leave_one_out(errors, names.tolist()))
-    part_scores, threshold = cut()
-    kept = ~np.isin(names, [distinct[i] for i in threshold.skipped])
-    if not kept.all() and len(set(names[kept])) >= MIN_CALIBRATION_PICTURES:
-        # What is skipped must not hide defects by its spread either: one odd arm makes every missing arm usual.
-        scores = scores.copy()
-        scores[~kept] = judged(fit_spread(errors[kept]).standardise(errors[~kept]))
+    def scored(kept: NDArray[np.bool_]) -> NDArray[np.float32]:
+        scores = np.empty(len(errors), np.float32)
         scores[kept] = judged(leave_one_out(errors[kept], names[kept].tolist()))
+        if not kept.all():
+            scores[~kept] = judged(fit_spread(errors[kept]).standardise(errors[~kept]))
+        return scores
+
+    kept = _without(names, doubted)
+    scores = scored(kept)
+    part_scores, threshold = cut()
+    without_skipped = _without(names, {*doubted, *(distinct[i] for i in threshold.skipped)})
+    if not np.array_equal(without_skipped, kept):
+        # What is skipped must not hide defects by its spread either: one odd arm makes every missing arm usual.
+        kept = without_skipped
+        scores = scored(kept)
         part_scores, threshold = cut()
     return MapCalibration(fit_spread(errors[kept]), scores, tuple(distinct), part_scores, threshold)
+
+
+def _without(names: NDArray[np.str_], parts: Collection[str]) -> NDArray[np.bool_]:
+    """Which of the pictures show none of these parts; all of them where too few would be left."""
+    left = ~np.isin(names, list(parts))
+    return left if len(set(names[left])) >= MIN_CALIBRATION_PICTURES else np.ones(len(names), np.bool_)
 
 
 @dataclass(frozen=True, slots=True)
