@@ -117,8 +117,8 @@ def test_operations_of_what_is_no_graph() -> None:
 
 
 def test_graph_is_network_and_tail(small_graph) -> None:
-    """The tail are the two smoothing convolutions over one channel and the small ones of the gradients; the network is what
-    torch says it is."""
+    """The tail are the two smoothing convolutions over one channel, the small ones of the gradients, and the filters of the
+    patches; the network is what torch says it is."""
     import torch
 
     height, width = small_graph.hw
@@ -128,7 +128,9 @@ def test_graph_is_network_and_tail(small_graph) -> None:
     smoothing = taps * width * (rows + height)
     # Two kernels of 3 x 3 over picture and reconstruction, at full, half and quarter size.
     gradients = sum(2 * 2 * 9 * (height >> scale) * (width >> scale) for scale in range(3))
-    assert cost.tail_gflop == pytest.approx(2 * (smoothing + gradients) / 1e9)
+    # 25 filters of 5 x 5 at half and quarter size.
+    patches = sum(25 * 25 * (height // scale) * (width // scale) for scale in (2, 4))
+    assert cost.tail_gflop == pytest.approx(2 * (smoothing + gradients + patches) / 1e9)
     macs = 2 * small_graph.graph.network.whole.basis.numel()  # onto the basis and back
 
     def count(layer: torch.nn.Conv2d, _: object, output: torch.Tensor) -> None:

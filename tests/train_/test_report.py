@@ -27,6 +27,7 @@ from flawline_inspect.errors import BundleError
 from flawline_inspect.frame import Placement
 from flawline_train import learning, train, training_report
 from flawline_train.evaluate import evaluate
+from flawline_train.known_defects import find_defects, score_defects
 from flawline_train.report import ReportData, interactive_html, report_of_manifest, report_path, static_html
 from flawline_train.report.collect import MIN_PICTURES, _flattened, _sample, collect_training, embed_frames
 from flawline_train.report.curves import pro_curve, roc_curve
@@ -186,10 +187,26 @@ def test_the_identity_is_told_only_where_it_is_known(pages: dict[str, Page]) -> 
     assert "2026-11-20T10:07:33Z" not in pages["static"].text("headline")
 
 
-def test_a_target_within_the_promise_is_no_estimate() -> None:
-    """The words follow the basis of the threshold."""
-    text = Page(static_html(example(basis="order_statistic"))).text("headline")
-    assert "within the promise" in text and "estimate" not in text
+@pytest.mark.parametrize(
+    ("basis", "estimated", "said"),
+    [
+        ("order_statistic", None, "within the promise"),
+        ("exponential_tail", 0.004, "0.40 % false rejects, extrapolated from the same 3 scores by an exponential tail"),
+        ("log_normal", None, "1.0 % false rejects, extrapolated from the same 3 scores by a log-normal"),
+        ("cheapest", 0.03, "3.0 % false rejects at the cheapest threshold"),
+    ],
+)
+def test_promised_and_estimated_are_not_mixed(basis: str, estimated: float | None, said: str) -> None:
+    """The words follow the basis of the threshold: only the order statistic needs no estimate."""
+    text = Page(static_html(example(basis=basis, estimated_false_reject_rate=estimated))).text("headline")
+    assert said in text and ("only estimated" in text) is (basis != "order_statistic")
+
+
+def test_the_promise_is_told_with_its_confidence() -> None:
+    """Where the bundle knows one; older ones promised an average."""
+    text = Page(static_html(example(confidence=0.95, exceedances=1))).text("headline")
+    assert "with 95 % confidence, by 3 held-out good parts of which 1 lie above the threshold" in text
+    assert "on average" in Page(static_html(example())).text("headline")
 
 
 # Safety
@@ -667,6 +684,28 @@ def test_judged_pictures_become_dots_triples_and_curves(tmp_path: Path) -> None:
     assert sum(one.role == "defect" for one in data.scored) == 8
     twice = pictures.into(data, result)
     assert len(twice.scored) == len(data.scored) and len(twice.triples) == len(data.triples)
+
+
+def test_known_defects_are_judged_against_the_held_out_parts(tmp_path: Path) -> None:
+    """Their scores beside those that the threshold came from: ROC, escapes by kind, triples; and the page says whose they are."""
+    bundle, pictures = level_bundle(), JudgedPictures(1.0)
+    write_set(tmp_path)
+    score_defects(
+        bundle.member(MODEL),
+        bundle.frame,
+        find_defects(tmp_path / "test" / "<dent>", tmp_path / "test" / "good"),
+        on_judged=pictures.add,
+    )
+    good = np.array([6.0, 8.0, 12.0, 14.0])
+    data = pictures.known(report_of_manifest(bundle.manifest), good, 12.05)
+    curves, scores = data.curves, np.array([one.score for one in pictures.scored])
+    assert curves is not None and (curves.n_good, curves.n_bad) == (4, 8)
+    assert curves.image_auroc == pytest.approx(float((scores[:, None] > good).mean()), abs=1e-6)
+    assert (curves.false_reject_rate, curves.escape_rate) == (0.25, float((scores <= 12.05).mean()))
+    assert 0 < curves.escape_rate < 1 and curves.by_defect[0].escape_rate == curves.escape_rate
+    assert [t.role for t in data.triples] == ["defect"] * 6
+    for html in (static_html(data), interactive_html(data)):
+        assert "held-out good pictures" in Page(html).text("detection")
 
 
 def test_a_single_defect_without_mask(tmp_path: Path) -> None:

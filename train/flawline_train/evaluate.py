@@ -161,8 +161,6 @@ def evaluate(
     if labels.all() or not labels.any():
         missing = "good" if labels.all() else "defective"
         raise InputError(f"{dataset}: no readable {missing} test pictures; both are needed to measure")
-    from torchmetrics.functional.classification import binary_average_precision
-
     values, not_ok = np.nan_to_num(np.array(scores), nan=np.inf), np.array(rejected)
     finite_top = values[np.isfinite(values)].max(initial=0.0) + 1
     values = np.where(np.isfinite(values), values, finite_top)  # what cannot be scored is rejected: rank it on top
@@ -172,7 +170,7 @@ def evaluate(
         subset = chosen | ~labels
         by_defect[kind] = DefectKind(
             int(chosen.sum()),
-            _auroc(values[subset], labels[subset]),
+            image_auroc(values[subset], labels[subset]),
             float((~not_ok[chosen]).mean()),
             interval(int((~not_ok[chosen]).sum()), int(chosen.sum())),
         )
@@ -182,8 +180,8 @@ def evaluate(
     false_rejects = interval(int(not_ok[~labels].sum()), int((~labels).sum()))
     promised = bundle.manifest.calibration.promised_false_reject_rate
     return Evaluation(
-        image_auroc=_auroc(values, labels),
-        average_precision=float(binary_average_precision(_ranks(values), torch.from_numpy(labels).int())),
+        image_auroc=image_auroc(values, labels),
+        average_precision=average_precision(values, labels),
         pixel_auroc=pixel_auroc,
         aupro=aupro,
         false_reject_rate=float(not_ok[~labels].mean()),
@@ -243,10 +241,18 @@ def _mask_in_frame(path: Path, placement: Placement, hw: tuple[int, int]) -> NDA
         raise PictureError(f"{path}: {exc}") from exc
 
 
-def _auroc(scores: NDArray[np.floating], labels: NDArray[np.bool_]) -> float:
+def image_auroc(scores: NDArray[np.floating], labels: NDArray[np.bool_]) -> float:
+    """Of n pictures' scores (n,), the defective ones labelled."""
     from torchmetrics.functional.classification import binary_auroc  # imports torchvision: seconds
 
     return float(binary_auroc(_ranks(scores), torch.from_numpy(labels).int()))
+
+
+def average_precision(scores: NDArray[np.floating], labels: NDArray[np.bool_]) -> float:
+    """The area under precision over recall of n pictures' scores (n,), the defective ones labelled."""
+    from torchmetrics.functional.classification import binary_average_precision
+
+    return float(binary_average_precision(_ranks(scores), torch.from_numpy(labels).int()))
 
 
 def _auroc_interval(scores: NDArray[np.floating], labels: NDArray[np.bool_], seed: int = 0) -> Interval:

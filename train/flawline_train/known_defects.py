@@ -17,6 +17,7 @@ from flawline_engines.onnx_runtime import OnnxRuntimeEngine
 from flawline_inspect.errors import InputError, PictureError
 from flawline_inspect.frame import FrameSpec, find_pictures, fit_picture, read_picture
 from flawline_train.binomial import interval
+from flawline_train.evaluate import Judged
 from flawline_train.threshold import ExponentialTail
 
 __all__ = ["CostModel", "DefectScores", "cheapest_threshold", "find_defects", "score_defects"]
@@ -97,8 +98,9 @@ def score_defects(
     pictures: list[tuple[Path, str]],
     *,
     on_progress: Callable[[int, int], None] | None = None,
+    on_judged: Callable[[Judged], None] | None = None,
 ) -> DefectScores:
-    """Score the pictures of `find_defects` with the exported graph, by ONNX Runtime.
+    """Score the pictures of `find_defects` with the exported graph, by ONNX Runtime; `on_judged` gets each in turn.
 
     What cannot be scored is rejected on the line, so its score is infinite; what cannot be read is skipped and named.
     """
@@ -108,13 +110,16 @@ def score_defects(
     with OnnxRuntimeEngine(model, (spec.height, spec.width)) as engine:
         for done, (path, kind) in enumerate(pictures, 1):
             try:
-                frame, _ = fit_picture(read_picture(path), spec)
+                frame, placement = fit_picture(read_picture(path), spec)
             except PictureError as exc:
                 skipped.append(str(exc))
             else:
-                score = float(engine.infer(frame[None]).scores[0])
+                found = engine.infer(frame[None])
+                score = float(found.scores[0])
                 kinds.append(kind)
                 scores.append(score if np.isfinite(score) else np.inf)
+                if on_judged is not None:
+                    on_judged(Judged(path, kind, score, frame, found.heatmaps[0], found.expected[0], None, placement))
             if on_progress is not None:
                 on_progress(done, len(pictures))
     if not scores:

@@ -32,6 +32,7 @@ from flawline_train.options import (
 )
 from flawline_train.promise import ThresholdChoice, apply_choice, calibration_notes, suspect_reasons
 from flawline_train.rehearsal import REHEARSAL, Rehearsal, rehearsal_of
+from flawline_train.report.judged import JudgedPictures
 from flawline_train.reserve import end_of_fit, has_time_for_report
 from flawline_train.retraining import Previous
 from flawline_train.training_report import page_inside, write_page_beside
@@ -169,7 +170,10 @@ def _train(options: TrainOptions, started: float, tell: _Teller, should_stop: Ca
     model = learnt.export()
 
     tell("write", 0)
-    known = None if defects is None or options.dry_run else score_defects(model, pictures.spec, defects)
+    shown = JudgedPictures(learnt.calibration.threshold.value)
+    known = None
+    if defects is not None and not options.dry_run:
+        known = score_defects(model, pictures.spec, defects, on_judged=shown.add)
     calibration = apply_choice(learnt.calibration, known, options.costs, options.threshold)
     golden = _golden(options, material, model, calibration)
     align_section, references = align_members(pictures.alignment)
@@ -186,7 +190,9 @@ def _train(options: TrainOptions, started: float, tell: _Teller, should_stop: Ca
 
     page = None
     if _wants_report(options, started, notes):
-        page = page_inside(manifest, model, learnt.graph, material, calibration, tell.loss, notes)
+        page = page_inside(
+            manifest, model, learnt.graph, material, calibration, shown if known else None, tell.loss, notes
+        )
     bundle = save_bundle(options.output, manifest, members if page is None else {**members, REPORT: page.html})
     beside = None if page is None else write_page_beside(options.output, bundle, page.data, notes)
     tell("write", 1)

@@ -16,6 +16,7 @@ from flawline_train.material import Material
 from flawline_train.promise import suspect_reasons
 from flawline_train.report import ReportData, interactive_html, report_path, static_html
 from flawline_train.report.collect import collect_training
+from flawline_train.report.judged import JudgedPictures
 
 __all__ = ["PageInside", "page_inside", "write_page_beside"]
 
@@ -35,10 +36,11 @@ def page_inside(
     graph: InspectionGraph,
     material: Material,
     calibration: MapCalibration,
+    defects: JudgedPictures | None,
     loss: Sequence[tuple[int, float]],
     notes: list[str],
 ) -> PageInside | None:
-    """The report of this training; None when it could not be made, with another of the `notes`."""
+    """The report of this training; None when it could not be made, with another of the `notes`. `defects`: known ones."""
     try:
         data = collect_training(
             manifest,
@@ -49,6 +51,7 @@ def page_inside(
             calibration.scores,
             calibration.good,
             loss=loss,
+            judged=None if defects is None else (defects, None),
             suspects={**material.suspect_reasons(), **suspect_reasons(calibration)},
             screening=material.screening,
             left_out=frozenset(material.left_out.tolist()),

@@ -65,14 +65,14 @@ def collect_training(
     notes: Sequence[str] = (),
     promises: Sequence[str] = (),
     reference: NDArray[np.uint8] | None = None,
-    judged: tuple[JudgedPictures, Evaluation] | None = None,
+    judged: tuple[JudgedPictures, Evaluation | None] | None = None,
 ) -> ReportData:
     """All that a training knows of its model. Bounded in time: at most `MAX_PIXELS` go through the network again.
 
     `manifest`: as `save_bundle` takes it. `held_out` (k,): indices of `pictures`, `held_out_scores` (k,) their leave-one-out scores.
     `suspects`: file → why it may not be good. `screening` of the pictures, of which those of the indices `left_out` were neither
     learnt from nor held out. `reference` (H, W, 3): what pictures were aligned to. `judged`: test
-    pictures, good and defective, with their evaluation.
+    pictures, good and defective, with their evaluation; or pictures of known defects and None, which are judged against the held-out ones.
     """
     facts = report_of_manifest(Manifest.model_validate({"schema_version": SCHEMA_VERSION, "members": {}, **manifest}))
     scores = dict(zip(map(int, held_out), map(float, held_out_scores), strict=True))
@@ -160,7 +160,9 @@ def collect_training(
     )
     if judged is None:
         return data
-    data = judged[0].into(data, judged[1])
+    shown, evaluation = judged
+    held_out_values = np.array(list(scores.values()))
+    data = shown.known(data, held_out_values, facts.threshold) if evaluation is None else shown.into(data, evaluation)
     if places and others:
         placed = iter(places[len(on_map) :])
         scored = [

@@ -119,6 +119,8 @@ class Curves:
     """(false-positive rate over good pixels, mean overlap of the defects' regions); empty without masks."""
     pixel_auroc: Finite | None = None
     aupro: Finite | None = None
+    good_are: str = "good test pictures"
+    """What the good ones of the curves are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,12 +148,17 @@ class ReportData:
     promised_false_reject_rate: Finite
     n_train: int
     n_held_out: int
+    """Parts, where the bundle names them, else pictures."""
     data_sha256: str
     """Of the list of pictures, one line each as `sha256sum` writes it."""
     skipped: tuple[tuple[str, str], ...]
     card: dict[str, str]
     versions: dict[str, str]
     scored: tuple[ScoredPicture, ...]
+    confidence: Finite | None = None
+    """Of the promise; None in bundles of before there was one, which promise an average."""
+    exceedances: int | None = None
+    estimated_false_reject_rate: Finite | None = None
     model_sha256: str = ""
     model_id: str | None = None
     created: str | None = None
@@ -191,6 +198,9 @@ def report_of_manifest(manifest: Manifest) -> ReportData:
         promised_false_reject_rate=calibration.promised_false_reject_rate,
         n_train=sum(picture.role == "train" for picture in data.pictures),
         n_held_out=len(calibration.scores),
+        confidence=calibration.confidence,
+        exceedances=calibration.exceedances,
+        estimated_false_reject_rate=calibration.estimated_false_reject_rate,
         n_left_out=sum(picture.role == "left_out" for picture in data.pictures),
         data_sha256=_sha256_of_list(data.pictures),
         skipped=tuple((entry.file, entry.reason) for entry in data.skipped),

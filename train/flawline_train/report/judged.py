@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from flawline_train.evaluate import GOOD, Evaluation, Judged
+from flawline_train.evaluate import GOOD, Evaluation, Judged, average_precision, image_auroc
 from flawline_train.report.curves import pro_curve, roc_curve
 from flawline_train.report.data import Curves, DefectRow, ReportData, ScoredPicture, Triple
 from flawline_train.report.pictures import thumbnail, triple
@@ -73,13 +73,21 @@ class JudgedPictures:
 
     def into(self, data: ReportData, evaluation: Evaluation) -> ReportData:
         """The data with these pictures' dots, triples and curves, instead of those of an earlier test."""
+        return self._beside(data, self._curves(evaluation))
+
+    def known(self, data: ReportData, held_out: NDArray[np.floating], threshold: float) -> ReportData:
+        """The data with these pictures, which are all of known defects, judged against the `held_out` good ones' scores (n,)."""
+        self._threshold = threshold
+        return self._beside(data, self._known_curves(np.asarray(held_out, np.float64)))
+
+    def _beside(self, data: ReportData, curves: Curves) -> ReportData:
         shown = [one for one in data.scored if one.role not in ("test_good", "defect")]
         triples = [one for one in data.triples if one.role in ("train", "held_out")]  # golden ones stood in for these
         return dataclasses.replace(
             data,
             scored=(*shown, *self._scored),
             triples=(*triples, *self._triples()),
-            curves=self._curves(evaluation),
+            curves=curves,
         )
 
     def _triples(self) -> list[Triple]:
@@ -122,6 +130,35 @@ class JudgedPictures:
             pixel_auroc=evaluation.pixel_auroc,
             aupro=evaluation.aupro,
         )
+
+    def _known_curves(self, good: NDArray[np.float64]) -> Curves:
+        scores = np.array([one.score for one in self._scored])
+        kinds = np.array([one.kind for one in self._scored])
+
+        def against_good(bad: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+            return np.concatenate([good, bad]), np.arange(len(good) + len(bad)) >= len(good)
+
+        def row(kind: str) -> DefectRow:
+            chosen = scores[kinds == kind]
+            return DefectRow(kind, len(chosen), image_auroc(*against_good(chosen)), self._escapes(chosen))
+
+        values, labels = against_good(scores)
+        roc, levels = roc_curve(values, labels)
+        return Curves(
+            n_good=len(good),
+            n_bad=len(scores),
+            false_reject_rate=float((good > self._threshold).mean()),
+            escape_rate=self._escapes(scores),
+            image_auroc=image_auroc(values, labels),
+            average_precision=average_precision(values, labels),
+            by_defect=tuple(row(kind) for kind in sorted(set(kinds.tolist()))),
+            roc=roc,
+            levels=levels,
+            good_are="held-out good pictures",
+        )
+
+    def _escapes(self, scores: NDArray[np.float64]) -> float:
+        return float((scores <= self._threshold).mean())
 
     def _finite(self, score: float) -> float:
         """What cannot be scored is rejected: it is drawn as far out as nothing else is."""
