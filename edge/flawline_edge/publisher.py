@@ -45,7 +45,9 @@ COMMAND_LIMIT_BYTES = 1024
 
 _HISTORY_POLL_S = 0.5
 _HISTORY_PAGE = 50
+_OUTBOX_CHECK_S = 1.0
 _NO_MATCHING_SUBSCRIBERS = 0x10
+_NOBODY = "nobody has subscribed to the verdicts; check the PLC's connection and topic"
 
 
 @dataclass(slots=True)
@@ -102,6 +104,8 @@ class Publisher:
         self._was_connected = False
         self._beats = 0
         self._reported: set[str] = set()
+        self._outbox_due = 0.0
+        self._given_up: int | None = None
         self._stopping = threading.Event()
         self._wake = threading.Event()
         self._history_due = threading.Event()
@@ -114,6 +118,8 @@ class Publisher:
 
     def start(self) -> None:
         """Connect, and stay connected, in the background."""
+        for name in ("no_subscriber", "outbox"):
+            self.alarm(name, False)
         work = [self._keep_connected] + ([self._keep_history] if self._journal is not None else [])
         self._threads = [threading.Thread(target=target, name=f"mqtt{target.__name__}", daemon=True) for target in work]
         for thread in self._threads:
@@ -311,6 +317,8 @@ class Publisher:
             if now >= beat_at:
                 self._beats += 1
                 connection.send(self._messages.heartbeat(self._beats))
+                # Not where the PUBACK says so: there paho holds a lock that another thread, sending, may wait for.
+                self.alarm("no_subscriber", bool(self.no_subscriber), _NOBODY if self.no_subscriber else "")
                 beat_at = max(beat_at + HEARTBEAT_S, now)
             self._wake.wait(max(0.0, beat_at - now))
             self._wake.clear()
@@ -327,14 +335,33 @@ class Publisher:
             self._history_due.wait(_HISTORY_POLL_S)
             self._history_due.clear()
             try:
+                self._watch_outbox()
                 while self._send_history_page():
-                    pass
+                    self._watch_outbox()
                 failing = False
             except Exception as exc:
                 if not failing:
                     _log.error("history cannot be sent: %s", exc, exc_info=not isinstance(exc, JournalError))
                 failing = True
                 self._stopping.wait(_HISTORY_POLL_S)
+
+    def _watch_outbox(self) -> None:
+        """Raise `outbox` when too much waits for the broker, or when what waited had to be given up for want of room."""
+        journal = self._journal
+        if journal is None or time.monotonic() < self._outbox_due:
+            return
+        self._outbox_due = time.monotonic() + _OUTBOX_CHECK_S
+        waiting, given_up = journal.undelivered(), journal.evicted.undelivered
+        if self._given_up is None or waiting == 0:
+            self._given_up = given_up
+        limit = journal.bounds.alarm_after
+        if given_up > self._given_up:
+            text = "the journal is full and undelivered verdicts are being given up, the oldest first; check the broker"
+        elif waiting > (limit / 2 if self._alarms["outbox"].active else limit):
+            text = f"more than {limit} verdicts wait for the broker; check it and the network"
+        else:
+            text = ""
+        self.alarm("outbox", bool(text), text)
 
     def _send_history_page(self) -> bool:
         """Returns whether there may be more."""

@@ -68,6 +68,13 @@ def until_empty_of(journal: Journal, count: int) -> int:
     return journal.undelivered()
 
 
+def writing(journal: Journal) -> sqlite3.Connection:
+    """The writer's own connection: to make it run out of room."""
+    rows = journal._writer._rows
+    assert rows is not None
+    return rows.connection
+
+
 @contextlib.contextmanager
 def busy(journal: Journal) -> Iterator[None]:
     """Another program holds the file; the writer has taken one operation already, so what follows gathers."""
@@ -215,9 +222,9 @@ def test_a_full_disk_fails_the_batch_and_not_the_journal(path: Path, caplog: pyt
     """Futures say JournalError with a sentence, readers go on, and with space the next batch is written."""
     with Journal(path) as journal:
         journal.decide(verdict(1)).result(WAIT_S)
-        assert journal._connection is not None
-        pages = journal._connection.execute("PRAGMA page_count").fetchone()[0]
-        journal._connection.execute(f"PRAGMA max_page_count = {pages}")
+        connection = writing(journal)
+        pages = connection.execute("PRAGMA page_count").fetchone()[0]
+        connection.execute(f"PRAGMA max_page_count = {pages}")
         with busy(journal):
             futures = [journal.decide(verdict(seq)) for seq in range(2, 2000)]
         for future in futures:
@@ -225,7 +232,7 @@ def test_a_full_disk_fails_the_batch_and_not_the_journal(path: Path, caplog: pyt
                 future.result(WAIT_S)
         journal.to_history([(BOOT, 1)])
         assert seqs(journal.next_history(10)) == [1]
-        journal._connection.execute("PRAGMA max_page_count = 100000")
+        connection.execute("PRAGMA max_page_count = 100000")
         journal.decide(verdict(5000)).result(WAIT_S)
         assert journal.verdicts(1) == [verdict(5000)]
     errors = [record for record in caplog.records if record.levelno == logging.ERROR]

@@ -207,7 +207,7 @@ def test_a_verdict_is_one_message(broker: Mosquitto, journal: Journal, station: 
     assert plc.on("verdict/code") == []
     late = listen(broker.port)
     late.expect("state", 1)
-    assert {message.topic for message in late.messages} <= {"state", "heartbeat"}
+    assert {message.topic.split("/")[0] for message in late.messages} <= {"state", "heartbeat", "alarm"}
 
 
 def test_the_code_topic_names_its_part(broker: Mosquitto, station: Any, listen: Any) -> None:
@@ -539,7 +539,8 @@ def test_a_verdict_that_may_not_be_published_is_not_delivered(
 ) -> None:
     """An access rule of the broker: a PUBACK that says no is no delivery, and nothing to repeat at once."""
     rules = tmp_path / "rules"
-    rules.write_text(f"topic readwrite {ROOT}/state\ntopic write {ROOT}/heartbeat\n", encoding="ascii")
+    allowed = (f"readwrite {ROOT}/state", f"write {ROOT}/heartbeat", f"write {ROOT}/alarm/#")
+    rules.write_text("".join(f"topic {topic}\n" for topic in allowed), encoding="ascii")
     with mosquitto(f"acl_file {rules}") as broker:
         publisher = online(station(broker.port, journal))
         journal.decide(verdict(1)).result(WAIT_S)
