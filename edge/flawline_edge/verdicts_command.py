@@ -38,7 +38,7 @@ _STYLES = {Result.UNDEFINED: "magenta", Result.OK: "green", Result.NOT_OK: "red"
 _BESIDE = ("camera", "accepted", "delivered", "late_result", "late_score", "late_ms")
 """What the journal knows that is not on the wire."""
 _COLUMNS = {
-    "time": 19, "result": 12, "reason": 10, "part": 16, "trigger": 16, "score": 8, "threshold": 9, "delivered": 9,
+    "time": 19, "result": 12, "reason": 10, "part": 16, "score": 8, "threshold": 9, "trigger": 16, "delivered": 9,
     "ms": 7, "seq": 7, "recipe": 6, "model": 20,
 }  # fmt: skip
 """Of the table, by importance, with their widths: a narrow terminal gets the first ones, whole."""

@@ -16,8 +16,6 @@ Key = tuple[str, int]
 """Boot and seq: what names a verdict."""
 
 VERDICT_COLUMNS = "trigger, part, result, reason, score, threshold, recipe, model, captured, ms"
-_ROOM_STEP = 32
-"""Rows that are evicted at a time: about a millisecond, the longest that a commit can have to wait for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,18 +131,18 @@ class Rows:
             (row_id(self.boot_number(key[0]), key[1]),),
         )
 
-    def evict(self, *, older_than: float | None) -> tuple[int, int]:
-        """Delete a few of the oldest rows. Returns how many delivered and how many undelivered ones.
+    def evict(self, *, older_than: float | None, limit: int) -> tuple[int, int]:
+        """Delete the oldest rows, at most `limit`. Returns how many delivered and how many undelivered ones.
 
         With `older_than` (seconds since the epoch) only what was delivered and captured before it; without, to make
         room, whatever is oldest: but nothing undelivered while anything delivered is left.
         """
         delivered = True
-        oldest = self._oldest(delivered=True)
+        oldest = self._oldest(limit, delivered=True)
         if older_than is not None:
             oldest = [(row, captured) for row, captured in oldest if captured < older_than]
         elif not oldest:
-            delivered, oldest = False, self._oldest(delivered=False)
+            delivered, oldest = False, self._oldest(limit, delivered=False)
         if not oldest:
             return 0, 0
         self.connection.executemany("DELETE FROM records WHERE id = ?", [(row,) for row, _ in oldest])
@@ -152,11 +150,11 @@ class Rows:
         self.connection.execute("UPDATE evicted SET delivered = delivered + ?, undelivered = undelivered + ?", evicted)
         return evicted
 
-    def _oldest(self, *, delivered: bool) -> list[tuple[int, float]]:
+    def _oldest(self, limit: int, *, delivered: bool) -> list[tuple[int, float]]:
         return self.connection.execute(
             "SELECT id, captured FROM records INDEXED BY by_delivery"
             " WHERE delivered = ? AND result IS NOT NULL ORDER BY id LIMIT ?",
-            (int(delivered), _ROOM_STEP),
+            (int(delivered), limit),
         ).fetchall()
 
 

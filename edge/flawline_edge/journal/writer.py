@@ -1,7 +1,7 @@
 """The one thread that writes: group commit, then what can wait, then tidying.
 
 It takes every operation that is waiting, commits them in one transaction with one fsync, and only then completes their
-futures. Callers never touch the disk. Tidying happens in steps of about a millisecond, and only while nobody waits.
+futures. Callers never touch the disk. Tidying happens in steps of a millisecond or two, and only while nobody waits.
 """
 
 from __future__ import annotations
@@ -179,7 +179,7 @@ class Writer:
             return
         connection = self._rows.connection
         try:
-            connection.execute("PRAGMA synchronous = NORMAL")
+            connection.execute("PRAGMA synchronous = FULL")
             connection.execute("PRAGMA busy_timeout = 0")  # another program has the file: not now, then
             step = self._tidying.step(self._rows)
             if step != Evicted():
