@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flawline_edge.journal.layout import LOG_BYTES
 from flawline_edge.journal.rows import Rows
 from flawline_inspect.clock import wall_clock
 
@@ -39,9 +40,9 @@ _STEP_PAUSE_S = 0.04
 """Between two steps: 400 rows a second, more than lines make, and rarely is a commit behind one."""
 _ROOM_CHECK_S = 1.0
 _AGE_CHECK_S = 60.0
-_COMMITS_A_CHECKPOINT = 200
-"""About a megabyte of the write-ahead log, and some seconds of a busy line."""
-_LARGE_LOG_COMMITS = 10 * _COMMITS_A_CHECKPOINT
+_COMMITS_A_CHECKPOINT = 100
+"""Some megabytes of the write-ahead log, and seconds of a busy line."""
+_LARGE_LOG_BYTES = LOG_BYTES * 3 // 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +128,7 @@ class Checkpoints:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._log = path.with_name(f"{path.name}-wal")
         self._commits = 0
         self._wake = threading.Event()
         self._closing = False
@@ -143,14 +145,15 @@ class Checkpoints:
     def after_commit(self, connection: sqlite3.Connection) -> None:
         """Called by the writer after each of its commits, outside of a transaction."""
         self._commits += 1
-        if self._commits % _COMMITS_A_CHECKPOINT == 0:
-            self._wake.set()
-        if self._commits >= _LARGE_LOG_COMMITS:
-            # The other thread never catches up with commits that follow each other without a pause; this one does, since
-            # nobody else writes meanwhile, and the log then starts again from its beginning.
-            self._commits = 0
-            with suppress(sqlite3.Error):
+        if self._commits % _COMMITS_A_CHECKPOINT:
+            return
+        with suppress(sqlite3.Error, OSError):
+            if self._log.stat().st_size > _LARGE_LOG_BYTES:
+                # Only a log that is moved as a whole starts again, and with commits that follow each other without a
+                # pause the other thread never gets that far. This one does, as nobody else writes meanwhile.
                 connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+                return
+        self._wake.set()
 
     def _run(self) -> None:
         while True:
@@ -168,7 +171,6 @@ class Checkpoints:
             for _ in range(3):  # what was committed meanwhile is little, and mostly caught by the second attempt
                 _, logged, moved = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
                 if logged == moved:
-                    self._commits = 0
                     return
 
 

@@ -59,7 +59,8 @@ class Journal:
     ) -> None:
         self._writer.close()
         with self._reading:
-            self._close_reader()
+            self._close_reader()  # before the writer's: the last one to leave moves the log into the file
+        self._writer.join()
 
     @property
     def commits(self) -> int:

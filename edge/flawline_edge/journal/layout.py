@@ -15,7 +15,16 @@ from pathlib import Path
 
 from flawline_inspect.errors import FlawlineError
 
-__all__ = ["BUSY_S", "JOURNAL_FILE", "SEQ_BITS", "JournalError", "open_for_reading", "open_for_writing", "row_id"]
+__all__ = [
+    "BUSY_S",
+    "JOURNAL_FILE",
+    "LOG_BYTES",
+    "SEQ_BITS",
+    "JournalError",
+    "open_for_reading",
+    "open_for_writing",
+    "row_id",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -61,7 +70,7 @@ _FROM_VERSION_1 = (
 BUSY_S = 2.0
 """How long a write waits for another program that holds the file, such as the sqlite3 shell."""
 _CACHE_KIB = 8000
-_LOG_BYTES = 16 << 20
+LOG_BYTES = 16 << 20
 """What the write-ahead log is cut back to, should it ever have been larger."""
 
 
@@ -89,7 +98,7 @@ def open_for_writing(path: Path) -> sqlite3.Connection:
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = FULL")
             connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
-            connection.execute(f"PRAGMA journal_size_limit = {_LOG_BYTES}")
+            connection.execute(f"PRAGMA journal_size_limit = {LOG_BYTES}")
             # Moving the log into the file takes several fsyncs. `Checkpoints` does it beside the commits, not in one.
             connection.execute("PRAGMA wal_autocheckpoint = 0")
             connection.execute("SELECT count(*) FROM boots").fetchone()

@@ -43,7 +43,7 @@ class _Operation(NamedTuple):
 
 
 class Writer:
-    """Owns the connection that writes. `start` it, and in the end `close` it."""
+    """Owns the connection that writes. `start` it, and in the end `close` and `join` it."""
 
     def __init__(self, path: Path, bounds: Bounds) -> None:
         self.commits = 0
@@ -73,12 +73,13 @@ class Writer:
         self._thread.start()
 
     def close(self) -> None:
-        """Write what waits, as far as the disk lets it."""
+        """Refuse what still comes."""
         with self._wake:
-            if not self.is_open:
-                return
             self.is_open = False
             self._wake.notify()
+
+    def join(self) -> None:
+        """After `close`: write what waits, as far as the disk lets it."""
         self._thread.join(_CLOSE_S)
         if self._thread.is_alive():
             _log.error("%s: the disk has not answered for %.0f s, the last records may be lost", self._path, _CLOSE_S)
