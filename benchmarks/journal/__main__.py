@@ -122,7 +122,7 @@ def measure(*, verdicts: int = 1_000_000, seconds: float = 30.0, folder: Path = 
         size = path.stat().st_size
         for name, bounds in (
             ("commit, 20 parts a second", Bounds(max_bytes=10 * size)),
-            ("commit, while it evicts all the time", Bounds(max_bytes=size // 2)),
+            ("commit, while it evicts without a break", Bounds(max_bytes=size // 2)),
         ):
             latencies, evicted = _commits(path, bounds, seconds)
             table.add_row(name, _spread(latencies))

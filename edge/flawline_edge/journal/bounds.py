@@ -28,16 +28,17 @@ _log = logging.getLogger(__name__)
 
 _FULL = 0.97
 """Share of the bound from which on the oldest rows go: pages that are half empty still count as used."""
-_URGENT = 0.99
-"""Share from which on they go after every commit, also when the writer is never idle."""
 _SPARE_PAGES = 1000
 """Free pages that are kept for the rows to come instead of being given back to the disk."""
 _VACUUM_PAGES = 8
 """Given back at a time: each one costs moving another page into its place."""
-_ROWS, _URGENT_ROWS = 16, 128
-"""Evicted at a time. One step is in nobody's way for a millisecond or two, its fsync included; urgent, that counts less."""
+_ROWS = 16
+"""Evicted at a time, at least: a step that is in nobody's way for more than a millisecond or two, its fsync included."""
+_MAX_ROWS = 1000
 _STEP_PAUSE_S = 0.04
-"""Between two steps: 400 rows a second, more than lines make, and rarely is a commit behind one."""
+"""Between two steps: 400 rows a second, more than most lines make, and rarely is a commit behind one."""
+_OVERDUE_S = 0.25
+"""A writer that has not been idle for so long takes a step all the same."""
 _ROOM_CHECK_S = 1.0
 _AGE_CHECK_S = 60.0
 _COMMITS_A_CHECKPOINT = 100
@@ -75,14 +76,19 @@ class Tidying:
     def __init__(self, path: Path, bounds: Bounds) -> None:
         self.due = time.monotonic() + _ROOM_CHECK_S
         """When `step` wants to be called next (monotonic, s)."""
-        self.urgent = False
-        """Whether the bound is so near that `step` cannot wait until nobody else does."""
         self._path = path
         self._bounds = bounds
         self._age_due = 0.0
+        self._written = 0
         self._saw_loss = False
 
-    def after_commit(self) -> None:
+    @property
+    def is_overdue(self) -> bool:
+        """Whether `step` cannot wait any longer until nobody else does."""
+        return time.monotonic() > self.due + _OVERDUE_S
+
+    def after_commit(self, operations: int) -> None:
+        self._written += operations
         self.due = min(self.due, time.monotonic() + _ROOM_CHECK_S)
 
     def put_off(self) -> None:
@@ -94,13 +100,14 @@ class Tidying:
         now = time.monotonic()
         used, free = _pages(rows.connection)
         page_bytes: int = rows.connection.execute("PRAGMA page_size").fetchone()[0]
-        share = used * page_bytes / self._bounds.max_bytes
-        self.urgent = share > _URGENT
+        # As much as was written since the last step, so that no line is faster than its eviction.
+        limit = min(max(_ROWS, self._written), _MAX_ROWS)
+        self._written = 0
         evicted = Evicted()
-        if share > _FULL:
-            evicted = _evict(rows, None, _URGENT_ROWS if self.urgent else _ROWS)
+        if used * page_bytes > _FULL * self._bounds.max_bytes:
+            evicted = _evict(rows, None, limit)
         elif self._bounds.max_age_s is not None and now >= self._age_due:
-            evicted = _evict(rows, wall_clock() - self._bounds.max_age_s, _ROWS)
+            evicted = _evict(rows, wall_clock() - self._bounds.max_age_s, limit)
             if evicted == Evicted():
                 self._age_due = now + _AGE_CHECK_S
         more = evicted != Evicted()

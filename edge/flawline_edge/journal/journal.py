@@ -57,9 +57,9 @@ class Journal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._writer.close()
         with self._reading:
             self._close_reader()  # before the writer's: the last one to leave moves the log into the file
+            self._writer.close()
         self._writer.join()
 
     @property

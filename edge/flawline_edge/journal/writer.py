@@ -120,7 +120,7 @@ class Writer:
                 self._write_pending()
             elif not closing:
                 self._tidy()
-            if batch and self._tidying.urgent and not closing:
+            if batch and self._tidying.is_overdue and not closing:
                 self._tidy()
             if closing and not self._waiting and (not self.pending or self._failing):
                 break
@@ -153,7 +153,7 @@ class Writer:
         self.pending.written(marks, [])
         for operation, result in zip(batch, results, strict=True):
             operation.future.set_result(result)
-        self._after_commit()
+        self._after_commit(len(batch))
 
     def _write_pending(self) -> None:
         """Marks and owed verdicts, when no operation takes the marks along."""
@@ -168,15 +168,15 @@ class Writer:
             return
         self._note(None)
         self.pending.written(marks, owed)
-        self._after_commit()
+        self._after_commit(len(owed))
 
-    def _after_commit(self) -> None:
-        self._tidying.after_commit()
+    def _after_commit(self, operations: int) -> None:
+        self._tidying.after_commit(operations)
         if self._rows is not None:
             self._checkpoints.after_commit(self._rows.connection)
 
     def _tidy(self) -> None:
-        if self._rows is None or (time.monotonic() < self._tidying.due and not self._tidying.urgent):
+        if self._rows is None or time.monotonic() < self._tidying.due:
             return
         connection = self._rows.connection
         try:
