@@ -29,7 +29,9 @@ from flawline_inspect.verdict import VERDICT_SCHEMA, Reason, Result, wall_time
 __all__ = ["verdicts"]
 
 _UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 7 * 86400.0}
-_RESULTS = {result.label.lower(): (result,) for result in Result} | {str(int(result)): (result,) for result in Result}
+_RESULTS: dict[str, tuple[Result, ...]] = {}
+for _result in Result:
+    _RESULTS[_result.label.lower()] = _RESULTS[str(int(_result))] = (_result,)
 _REJECT = "reject"
 _RESULTS[_REJECT] = tuple(result for result in Result if result is not Result.OK)
 _REASONS = {reason.value: reason for reason in Reason if reason.value}

@@ -64,7 +64,9 @@ def read_records(connection: sqlite3.Connection, query: Query, limit: int | None
     newest_first = limit is not None
     index, apart = _index(query)
     choices = [(result,) for result in query.results] if apart and query.results else [query.results]
-    found = [_rows(connection, query, index, choice, newest_first, limit) for choice in choices]
+    # Each of them has its share of the answer; whoever has more is asked again.
+    page = _PAGE if limit is None else max(1, min(limit, _PAGE) // len(choices))
+    found = [_rows(connection, query, index, choice, newest_first, page) for choice in choices]
     merged = heapq.merge(*found, key=_place, reverse=newest_first)
     return (_record(row) for row in itertools.islice(merged, limit))
 
@@ -135,7 +137,7 @@ def _rows(
     index: str,
     results: tuple[Result, ...],
     newest_first: bool,
-    limit: int | None,
+    page: int,
 ) -> Iterator[tuple[Any, ...]]:
     conditions = ["result IS NOT NULL"]
     values: list[object] = []
@@ -158,7 +160,6 @@ def _rows(
         values.append(query.until)
     behind, order = ("<", "DESC") if newest_first else (">", "ASC")
     after: list[object] = []
-    page = _PAGE if limit is None else max(1, min(limit, _PAGE))
     while True:
         # Two rows may have the same time of capture; the id then says which of them has been read.
         where = [*conditions, f"captured {behind}= ? AND (captured <> ? OR id {behind} ?)"] if after else conditions
