@@ -179,7 +179,9 @@ def _migrate(path: Path) -> None:
         with contextlib.closing(_connect(path)) as old:
             old.execute("PRAGMA journal_mode = DELETE")  # no log beside it that would belong to the new one by its name
         with contextlib.closing(_connect(new)) as connection:
+            connection.execute("PRAGMA journal_mode = OFF")  # what fails is deleted
             connection.execute("PRAGMA synchronous = OFF")  # one fsync at the end
+            connection.execute("PRAGMA cache_size = -64000")  # for sorting the indices
             connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
             connection.execute("ATTACH ? AS old", (str(path),))
             connection.execute("BEGIN IMMEDIATE")
