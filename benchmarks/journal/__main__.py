@@ -122,7 +122,7 @@ def measure(*, verdicts: int = 1_000_000, seconds: float = 30.0, folder: Path = 
         size = path.stat().st_size
         for name, max_bytes in (
             ("commit, 20 parts a second", 10 * size),
-            ("the same, at the bound: as many go as come", round(size / 0.975)),
+            ("the same, at the bound: as many go as come", round(size / 0.97)),
             ("the same, with the bound lowered to half", size // 2),
         ):
             latencies, fsyncs, evicted = _commits(path, Bounds(max_bytes=max_bytes), seconds)

@@ -36,6 +36,7 @@ def path(tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bounds_module, "_STEP_PAUSE_S", 0.0)
+    monkeypatch.setattr(bounds_module, "_REST", 0.0)
     monkeypatch.setattr(bounds_module, "_ROOM_CHECK_S", 0.05)
     monkeypatch.setattr(bounds_module, "_SPARE_PAGES", 8)
     monkeypatch.setattr(bounds_module, "_ROWS", 100)

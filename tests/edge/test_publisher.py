@@ -39,6 +39,7 @@ from tests.edge.publishers import (
 )
 
 from flawline_edge import connection as connection_module
+from flawline_edge import history as history_module
 from flawline_edge import publisher as publisher_module
 from flawline_edge.broker import EmbeddedBroker
 from flawline_edge.journal import Journal
@@ -172,7 +173,7 @@ def test_an_outage_ends_up_in_history(
     history = plc.expect("history", 30)
     assert [json.loads(message.payload)["seq"] for message in history] == list(range(2, 32))
     span = history[-1].at - history[0].at
-    assert span > 0.9 * 29 * publisher_module.HISTORY_INTERVAL_S
+    assert span > 0.9 * 29 * history_module.INTERVAL_S
     assert publisher.stop()
     assert journal.undelivered() == 0
     assert (publisher.counters.published, publisher.counters.undelivered) == (1, 30)

@@ -36,7 +36,9 @@ _ROWS = 16
 """Evicted at a time, at least: a step that is in nobody's way for more than a millisecond or two, its fsync included."""
 _MAX_ROWS = 1000
 _STEP_PAUSE_S = 0.04
-"""Between two steps: 400 rows a second, more than most lines make, and rarely is a commit behind one."""
+"""Between two steps: 400 rows a second, more than most lines make."""
+_REST = 9.0
+"""Or so many times as long as the step took: on a slow disk too a commit finds itself behind one of ten times at most."""
 _OVERDUE_S = 0.25
 """A writer that has not been idle for so long takes a step all the same."""
 _ROOM_CHECK_S = 1.0
@@ -115,7 +117,8 @@ class Tidying:
         if not more and free > 0 and (too_large or free > max(_SPARE_PAGES, used // 10)):
             rows.connection.execute(f"PRAGMA incremental_vacuum({_VACUUM_PAGES})").fetchall()
             more = _pages(rows.connection)[1] < free
-        self.due = time.monotonic() + (_STEP_PAUSE_S if more else _AGE_CHECK_S)
+        done = time.monotonic()
+        self.due = done + (max(_STEP_PAUSE_S, _REST * (done - now)) if more else _AGE_CHECK_S)
         self._note(evicted)
         return evicted
 
