@@ -53,9 +53,11 @@ def test_what_went_out_is_written_when_there_is_room_again(small_disk: SmallDisk
         assert refused > 40
         assert time.monotonic() - began < 5.0
         journal.delivered([(BOOT, seq) for seq in range(1, 40)])
+        assert "check the disk's space" in journal.trouble
         assert journal.undelivered() == 20  # reading goes on, and knows what is only in memory
         small_disk.free()
         until(lambda: not journal._writer.pending)
+        assert journal.trouble == ""
         assert journal.undelivered() == 20
         assert [each.seq for each in journal.verdicts(100)] == list(range(59, 0, -1))
         journal.decide(verdict(60)).result(WAIT_S)

@@ -68,6 +68,11 @@ class Journal:
         return self._writer.commits
 
     @property
+    def trouble(self) -> str:
+        """Why the disk refuses, one sentence; empty while it does not. It ends by itself, also while no part comes."""
+        return self._writer.trouble
+
+    @property
     def evicted(self) -> Evicted:
         """How many verdicts were deleted to keep the bounds, since the file was made."""
         return self._writer.evicted

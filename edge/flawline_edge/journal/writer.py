@@ -59,7 +59,8 @@ class Writer:
         self._waiting: list[_Operation] = []
         self._rows: Rows | None = None
         self._identity = (0, 0)
-        self._failing = False
+        self.trouble = ""
+        """Why the last transaction was refused; empty after one that was not."""
         self._retry_at = 0.0
 
     def start(self) -> None:
@@ -122,7 +123,7 @@ class Writer:
                 self._tidy()
             if batch and self._tidying.is_overdue and not closing:
                 self._tidy()
-            if closing and not self._waiting and (not self.pending or self._failing):
+            if closing and not self._waiting and (not self.pending or self.trouble):
                 break
         if self._rows is not None:
             self._rows.connection.close()
@@ -196,11 +197,11 @@ class Writer:
 
     def _note(self, error: JournalError | None) -> None:
         """One line in the log for each change, and when to try again."""
-        if error is not None and not self._failing:
+        if error is not None and not self.trouble:
             _log.error("%s", error)
-        elif error is None and self._failing:
+        elif error is None and self.trouble:
             _log.warning("%s: can be written again", self._path)
-        self._failing = error is not None
+        self.trouble = str(error) if error is not None else ""
         self._retry_at = time.monotonic() + _RETRY_S if error is not None else 0.0
 
     def _transact(self, work: list[Work], marks: dict[Key, bool], *, lasting: bool) -> list[Any]:
