@@ -340,7 +340,8 @@ class Config(_Section):
     recipe: int = _key("the recipe at start", default=1)
     engine: EngineConfig = _key("what runs the model", default_factory=EngineConfig)
     journal: JournalConfig = _key(
-        "what survives an outage, a crash or a power cut; the policy's word alone is enough", default_factory=JournalConfig
+        "what survives an outage, a crash or a power cut; the policy's word alone is enough",
+        default_factory=JournalConfig,
     )
     mqtt: MqttConfig = _key("the broker", default_factory=MqttConfig)
 
