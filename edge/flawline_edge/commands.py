@@ -115,8 +115,11 @@ class TriggerCommands:
         self._duplicates = Duplicates()
         self._waiting: queue.Queue[Trigger] = queue.Queue(WAITING_TRIGGERS)
         self._open = False
+        self._on_accepted: Callable[[Trigger], None] | None = None
 
-    def open(self) -> None:
+    def open(self, on_accepted: Callable[[Trigger], None] | None = None) -> None:
+        """From now on triggers are accepted; `on_accepted` is called with each that will wait for its turn, before that."""
+        self._on_accepted = on_accepted
         self._open = True
 
     def close(self) -> None:
@@ -153,6 +156,8 @@ class TriggerCommands:
             return
         trigger, committed = self._path.accept(request.part, trigger_id=request.trigger)
         committed.add_done_callback(partial(self._answer_acceptance, request.id))
+        if self._on_accepted is not None and not self._waiting.full():
+            self._on_accepted(trigger)
         try:
             self._waiting.put_nowait(trigger)
         except queue.Full:

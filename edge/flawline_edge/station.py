@@ -21,8 +21,8 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
-from flawline_edge.cameras import Camera, CameraFrame, PictureLost, open_camera
-from flawline_edge.cameras.newest import NewestFrame
+from flawline_edge.cameras import Camera, CameraFrame, FrameWindow, NewestFrame, PictureLost, open_camera
+from flawline_edge.capture import CapturedCamera
 from flawline_edge.commands import TriggerCommands
 from flawline_edge.inspector import Inspector
 from flawline_edge.journal import JOURNAL_FILE, Bounds, Journal, JournalError, next_boot
@@ -51,13 +51,14 @@ _ALARMS = ("camera", "engine", "health", "journal")
 class Station:
     """Building it reads and verifies the bundle and touches nothing else; `run` does the rest, once.
 
-    `camera` stands in for the configured one. `observers` are told of each verdict after it was published.
+    `camera` stands in for the configured one, and is read in this process. `observers` are told of each verdict after it was published.
     """
 
     def __init__(self, config: Config, *, observers: Sequence[Observer] = (), camera: Camera | None = None) -> None:
         self.config = config
         self.counts = Counts([0, 0, 0, 0])
         self._observers = tuple(observers)
+        self._stand_in = camera
         self._camera = camera or open_camera(config.cameras[0].source)
         self._inspector = Inspector(
             config.recipe,
@@ -153,7 +154,7 @@ class Station:
 
     def _serve(self, path: VerdictPath, commands: TriggerCommands, stop: threading.Event) -> None:
         with ExitStack() as stack:
-            newest = stack.enter_context(NewestFrame(self._camera)) if self._camera.live else None
+            newest = stack.enter_context(self._frames()) if self._camera.live else None
             if newest is None:
                 stack.enter_context(self._camera)
             stack.enter_context(self._inspector)
@@ -161,15 +162,21 @@ class Station:
             self._wait_for_broker(stop)
             self._set_state("ready")
             if self.config.trigger.kind == "mqtt":
-                commands.open()
                 if newest is not None:
+                    # Its frame may come while an earlier trigger's is inspected.
+                    expect = newest.expect
+                    commands.open(on_accepted=lambda trigger: expect(self._after(trigger)))
                     self._answer_with_newest(newest, path, commands, stop)
                 else:
+                    commands.open()
                     self._answer_with_each(path, commands, stop)
             elif newest is not None:
                 self._inspect_newest(newest, path, stop)
             else:
                 self._inspect_each(path, stop)
+
+    def _frames(self) -> NewestFrame | CapturedCamera:
+        return NewestFrame(self._stand_in) if self._stand_in else CapturedCamera.of(self.config.cameras[0])
 
     def _wait_for_broker(self, stop: threading.Event) -> None:
         until = time.monotonic() + CONNECT_WAIT_S
@@ -205,7 +212,7 @@ class Station:
 
     # --- where parts come from -------------------------------------------------------------------------------------
 
-    def _inspect_newest(self, newest: NewestFrame, path: VerdictPath, stop: threading.Event) -> None:
+    def _inspect_newest(self, newest: FrameWindow, path: VerdictPath, stop: threading.Event) -> None:
         """Free-running, live camera: the newest frame is a part; older ones are dropped and counted."""
         shortest_s = 1 / self.config.trigger.max_rate
         ready = due = time.monotonic()
@@ -244,7 +251,7 @@ class Station:
         path.inspect(trigger, frame)
 
     def _answer_with_newest(
-        self, newest: NewestFrame, path: VerdictPath, commands: TriggerCommands, stop: threading.Event
+        self, newest: FrameWindow, path: VerdictPath, commands: TriggerCommands, stop: threading.Event
     ) -> None:
         """Triggers from MQTT, live camera: the answer is the first frame that began after the trigger."""
         while not stop.is_set() and not newest.ended:
@@ -259,13 +266,18 @@ class Station:
                 trigger.part = trigger.part or frame.part
                 path.inspect(trigger, frame)
 
-    def _frame_after(self, trigger: Trigger, newest: NewestFrame, stop: threading.Event) -> CameraFrame | None:
-        after = trigger.started + self.config.trigger.delay_ms / 1e3
+    def _frame_after(self, trigger: Trigger, newest: FrameWindow, stop: threading.Event) -> CameraFrame | None:
+        after = self._after(trigger)
         while not stop.is_set() and not newest.ended and newest.error is None and not trigger.claimed:
             frame = newest.get_after(after, POLL_S)
             if frame is not None:
                 return frame
+        newest.forget(after)
         return None
+
+    def _after(self, trigger: Trigger) -> float:
+        """When the capture of a trigger's frame may begin, on the monotonic clock."""
+        return trigger.started + self.config.trigger.delay_ms / 1e3
 
     def _answer_with_each(self, path: VerdictPath, commands: TriggerCommands, stop: threading.Event) -> None:
         """Triggers from MQTT, folder or video: one picture a trigger, until there are no more."""

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["LinearAutoencoder"]
+__all__ = ["LinearAutoencoder", "reduction"]
 
 CELLS = 64
 """About so many cells along the frame's long side."""
@@ -29,6 +29,11 @@ _MAX_FACTOR = 16
 _COLOURS = 3
 _LIGHT = 3
 _NOTHING = 1e-6
+
+
+def reduction(frame_hw: tuple[int, int]) -> int:
+    """By what power of 2 frames of (H, W) are made smaller for about `CELLS` cells along the long side."""
+    return min(_MAX_FACTOR, max(1, 2 ** round(math.log2(max(frame_hw) / CELLS))))
 
 
 class LinearAutoencoder(nn.Module):
@@ -42,7 +47,7 @@ class LinearAutoencoder(nn.Module):
 
     def __init__(self, frame_hw: tuple[int, int]) -> None:
         super().__init__()
-        self.factor = min(_MAX_FACTOR, max(1, 2 ** round(math.log2(max(frame_hw) / CELLS))))
+        self.factor = reduction(frame_hw)
         height, width = frame_hw[0] // self.factor, frame_hw[1] // self.factor
         self.register_buffer("basis", torch.zeros(_LIGHT + COMPONENTS, _COLOURS * height * width))
         self.register_buffer("fitted", torch.zeros(()))
