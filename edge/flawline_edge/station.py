@@ -25,7 +25,7 @@ from flawline_edge.cameras import Camera, CameraFrame, FrameWindow, NewestFrame,
 from flawline_edge.capture import CapturedCamera
 from flawline_edge.commands import TriggerCommands
 from flawline_edge.inspector import Inspector
-from flawline_edge.journal import Journal, JournalError, next_boot
+from flawline_edge.journal import JOURNAL_FILE, Bounds, Journal, JournalError, next_boot
 from flawline_edge.publisher import Publisher, StationState
 from flawline_edge.trigger import Trigger
 from flawline_edge.verdict_path import Alarms, Counts, Inspection, Observer, VerdictPath
@@ -85,7 +85,7 @@ class Station:
             boot = next_boot(config.state_dir)
             self._state = replace(self._state, boot=boot)
             host, port = self._broker(stack)
-            journal = stack.enter_context(Journal(config.state_dir / "journal.sqlite"))
+            journal = stack.enter_context(Journal(config.state_dir / JOURNAL_FILE, Bounds.of(config.journal)))
             if restarted := journal.recover(boot):
                 _log.warning("%d parts had no verdict when the station last ended; `restart` on history", restarted)
             self._publisher = Publisher(
@@ -108,7 +108,7 @@ class Station:
                 publisher=self._publisher,
                 alarms=self._alarms,
                 deadline_s=config.deadline_ms / 1e3,
-                journal_required=config.journal == "required",
+                journal_required=config.journal.policy == "required",
                 counts=self.counts,
                 observers=self._observers,
             )
@@ -116,7 +116,7 @@ class Station:
                 path,
                 acknowledge=self._publisher.acknowledge,
                 status=self._status,
-                journal_required=config.journal == "required",
+                journal_required=config.journal.policy == "required",
             )
             self._publisher.start()
             try:

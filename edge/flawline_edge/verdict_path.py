@@ -201,16 +201,19 @@ class VerdictPath:
         verdict = self._verdict(trigger, decision, frame)
         before = time.monotonic()
         commit = self._journal.decide(verdict)
+        refused = False
         try:
             commit.result(timeout=max(0.0, trigger.deadline - before))
         except JournalError:
-            verdict = self._unjournaled(trigger, verdict, frame)
+            verdict, refused = self._unjournaled(trigger, verdict, frame), True
         except FutureTimeoutError:
             pass  # the deadline clock has the trigger by now, or takes it in the next instant
         else:
             self._alarms.set("journal", "")
         journal_ms = 1e3 * (time.monotonic() - before)
         if time.monotonic() < trigger.deadline and trigger.claim():
+            if refused:  # the journal keeps what goes out and writes it when the disk is back
+                self._journal.decide(verdict, overrules=True)
             self._publisher.publish_verdict(verdict, until=trigger.deadline)
             # A frame that waited in the camera is not the daemon's overhead: count from the start of its journey here.
             began = max(trigger.started, frame.arrived_monotonic if frame is not None else trigger.started)
@@ -225,7 +228,7 @@ class VerdictPath:
         """Undefined at once, without waiting for anything: on whatever thread this is."""
         if trigger.claim():
             verdict = self._verdict(trigger, Decision.undefined(reason), None)
-            self._journal.decide(verdict)
+            self._journal.decide(verdict, overrules=True)
             self._publisher.publish_verdict(verdict)
             self._tell(Inspection(verdict, None, None))
 
