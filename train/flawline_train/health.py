@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,27 +25,31 @@ __all__ = ["LearntHealth", "learn_health"]
 RANGE_SHARE = 0.5
 """Beyond the good pictures' range by this share of it, however many there are: one in a few hundred lies beyond a hundred's."""
 FEW_PARTS = 9
-"""Divided by the number of parts, what is added to that and to the least margin: eight normal variates span 2.8 deviations, a
-hundred 5."""
+"""Divided by the number of parts, what is added to that share, and to the least margin as a share of it: eight normal variates
+span 2.8 deviations, a hundred 5."""
 LEAST_LIKENESS = 0.2
 """A bound below this would tell nothing: good parts lie too differently, or are, to be compared with their mean."""
+
 _DARK_OFFSET = 8.0
 """Added to brightness, in grey values: on a dark background black level and stray light double the mean and mean nothing."""
 _LEAST_CONTRAST, _LEAST_SHARPNESS = 0.1, 0.03
+"""Below these, and below a share of 5 %, values count as these: there good pictures differ by chance."""
 _LEAST_ODDS = 0.05 / 0.95
 
 
 class _Scale(NamedTuple):
-    """`to` where steps are equal, and back; `margin`, there, is the least distance of a bound from the good pictures."""
+    """`to` where steps are equal, and back; `margin`, there, is the least distance of a bound from the good pictures.
+
+    `grows`: that it grows where parts are few; not for what good pictures usually have none of. `ends`: the lowest and the
+    highest that there can be, beyond which a limit says nothing.
+    """
 
     to: Callable[[float], float]
     back: Callable[[float], float]
     margin: float
-    is_low_bounded: bool
-    is_high_bounded: bool
-    lowest: float = 0.0
-    highest: float = math.inf
-    """What there can be; a limit beyond says nothing."""
+    sides: Literal["low", "high", "both"]
+    grows: bool = True
+    ends: tuple[float, float] = (0.0, math.inf)
 
 
 def _log_odds(share: float) -> float:
@@ -60,17 +64,19 @@ def _log(offset: float = 0.0, least: float = 0.0) -> tuple[Callable[[float], flo
     return lambda value: math.log(max(least, value + offset)), lambda log: math.exp(log) - offset
 
 
-_SHARE = _Scale(_log_odds, _share, 2.0, False, True)  # 28 % where good pictures have none, 94 % where they have 65 %
+_SHARE = _Scale(
+    _log_odds, _share, 2.0, "high", grows=False
+)  # 28 % where good pictures have none, 94 % where they have 65 %
 _SCALES: dict[Measure, _Scale] = {
-    "aspect": _Scale(*_log(), math.log1p(ASPECT_TOLERANCE), True, True),
+    "aspect": _Scale(*_log(), math.log1p(ASPECT_TOLERANCE), "both", grows=False),
     "black": _SHARE,
     "white": _SHARE,
     "flat": _SHARE,
-    "brightness": _Scale(*_log(_DARK_OFFSET), math.log(1.6), True, True, highest=255.0),
+    "brightness": _Scale(*_log(_DARK_OFFSET), math.log(1.6), "both", ends=(0.0, 255.0)),
     # A label without its print has little contrast left, and is a defective part.
-    "contrast": _Scale(*_log(least=_LEAST_CONTRAST), math.log(3.0), True, False),
-    "sharpness": _Scale(*_log(least=_LEAST_SHARPNESS), math.log(1.8), True, False),
-    "likeness": _Scale(float, float, 0.55, True, False, lowest=-1.0),
+    "contrast": _Scale(*_log(least=_LEAST_CONTRAST), math.log(3.0), "low"),
+    "sharpness": _Scale(*_log(least=_LEAST_SHARPNESS), math.log(1.8), "low"),
+    "likeness": _Scale(float, float, 0.55, "low", ends=(-1.0, 1.0)),
 }
 
 
@@ -103,10 +109,9 @@ def learn_health(pictures: GoodPictures) -> LearntHealth:
     n_parts = len(set(pictures.parts))
     bounds = {measure: _bound(measure, values[measure], n_parts) for measure in MEASURES}
     bounds = {measure: bound for measure, bound in bounds.items() if bound.allowed != (None, None)}
-    notes = _notes(values, n_parts, [file.file for file in pictures.files])
-    like = bounds.get("likeness")
-    if like is not None and (like.allowed[0] is None or like.allowed[0] < LEAST_LIKENESS):
+    if "likeness" in bounds and (bounds["likeness"].allowed[0] or 0.0) < LEAST_LIKENESS:
         del bounds["likeness"]
+    notes = _notes({measure: values[measure] for measure in bounds}, n_parts, [file.file for file in pictures.files])
     kept = reference if "likeness" in bounds else None
     whs = tuple(wh for wh, _ in pictures.sizes.most_common()) if spec.roi is not None else ()
     health = Health(bounds, kept, spec.roi, whs if len(whs) <= MAX_PICTURE_SIZES else ())
@@ -125,20 +130,17 @@ def _all_values(seen: Sequence[Measured]) -> tuple[dict[Measure, NDArray[np.floa
 
 
 def _bound(measure: Measure, values: NDArray[np.float64], n_parts: int) -> Bound:
-    scale = _SCALES[measure]
+    scale, few = _SCALES[measure], FEW_PARTS / n_parts
     lowest, highest = float(values.min()), float(values.max())
     low, high = scale.to(lowest), scale.to(highest)
-    few = FEW_PARTS / n_parts
-    least = (
-        scale.margin if measure == "aspect" else scale.margin * (1 + few)
-    )  # a camera's format is no matter of chance
+    least = scale.margin * (1 + few) if scale.grows else scale.margin
     margin = max(least, (high - low) * (RANGE_SHARE + few))
     at_least, at_most = scale.back(low - margin), scale.back(high + margin)
     return Bound(
         (lowest, highest),
         (
-            at_least if scale.is_low_bounded and at_least > scale.lowest else None,
-            at_most if scale.is_high_bounded and at_most < scale.highest else None,
+            at_least if scale.sides != "high" and at_least > scale.ends[0] else None,
+            at_most if scale.sides != "low" and at_most < scale.ends[1] else None,
         ),
     )
 
@@ -146,13 +148,13 @@ def _bound(measure: Measure, values: NDArray[np.float64], n_parts: int) -> Bound
 def _notes(values: dict[Measure, NDArray[np.float64]], n_parts: int, files: Sequence[str]) -> list[str]:
     """Names the pictures that would not be judged by what the others show: they widen what is judged, and may be bad ones."""
     notes = []
-    for measure in MEASURES:
-        for i in {int(np.argmin(values[measure])), int(np.argmax(values[measure]))}:
-            others = np.delete(values[measure], i)
+    for measure, found in values.items():
+        for i in {int(np.argmin(found)), int(np.argmax(found))}:
+            others = np.delete(found, i)
             bound = _bound(measure, others, max(1, n_parts - 1))
-            if not bound.admits(float(values[measure][i])):
+            if not bound.admits(float(found[i])):
                 notes.append(
-                    f"{files[i]} is {told(measure, float(values[measure][i]), bound)}; look whether it is good, since pictures "
+                    f"{files[i]} is {told(measure, float(found[i]), bound)}; look whether it is good, since pictures "
                     "like it will be judged"
                 )
     return notes
