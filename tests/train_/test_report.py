@@ -124,6 +124,7 @@ def example(**changes: Any) -> ReportData:
         "notes": (f"note on {EVIL[0]}",),
         "promises": ("At most 30 % of defects escape.",),
         "explained": 0.625,
+        "health": (("brightness", "81 to 130", "at least 51"),),
         "n_weights": 328_212,
     }
     return dataclasses.replace(base, **{**values, **changes})
@@ -151,6 +152,7 @@ def pages() -> dict[str, Page]:
         ("training", ["plain", "depth", "328,212"]),
         ("card", ["intended use", "tests", "knows no real part", "who may be wronged", "nobody"]),
         ("data", ["1 pictures", "3 pictures", EVIL[2], "not a picture", f"note on {EVIL[0]}", "flawline 0.1.0"]),
+        ("data", ["brightness 81 to 130 at least 51"]),
     ],
 )  # fmt: skip
 def test_each_section_says_what_is_known(
