@@ -33,13 +33,14 @@ __all__ = [
     "told",
 ]
 
-Measure = Literal["aspect", "black", "white", "flat", "brightness", "contrast", "sharpness", "likeness"]
+Measure = Literal["aspect", "black", "white", "brightness", "flat", "contrast", "sharpness", "likeness"]
 """In the order in which they are held against their bounds: a black picture is out of focus too, but that is not its fault.
 
-`aspect`: width by height of what is fitted into the frame. `black`, `white`: shares of pixels at the ends of the scale. `flat`:
-share of pixels that equal all their neighbours. `brightness`, `contrast`: mean and standard deviation of the grey values, 0-255.
+`aspect`: width by height of what is fitted into the frame. `black`, `white`: shares of pixels at the ends of the scale.
+`brightness`, `contrast`: mean and standard deviation of the grey values, 0-255. `flat`: share of pixels that equal all their
+neighbours, as where a picture did not arrive.
 `sharpness`: energy of the detail of 4 to 8 pixels of the frame by that of twice the size; the same at any brightness and
-contrast, and 1/16 at least. `likeness`: correlation with the mean good picture, both 12 x 12 pixels.
+contrast, and hardly below 1/16. `likeness`: correlation with the mean good picture, both 12 x 12 pixels.
 """
 MEASURES: Final[tuple[Measure, ...]] = get_args(Measure)
 

@@ -110,6 +110,6 @@ def test_show_tells_which_pictures_are_judged(
         assert "health not checked" in shown
     else:
         assert (
-            "health flat at most 30% (good pictures: 0% to 1%); brightness at least 51 (good pictures: 82 to 130)"
+            "health brightness at least 51 (good pictures: 82 to 130); flat at most 30% (good pictures: 0% to 1%)"
             in shown
         )

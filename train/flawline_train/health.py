@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 
 from flawline_inspect.bundle import ASPECT_TOLERANCE, MAX_PICTURE_SIZES
 from flawline_inspect.health import MEASURES, Bound, Health, Measure, Measured, likeness, measured, told
-from flawline_train.pictures import GoodPictures
+from flawline_train.pictures import MIN_PICTURES, GoodPictures
 
 __all__ = ["LearntHealth", "learn_health"]
 
 RANGE_SHARE = 0.5
 """Beyond the good pictures' range by this share of it, however many there are: one in a few hundred lies beyond a hundred's."""
-FEW_PARTS = 9
+FEW_PARTS = 6
 """Divided by the number of parts, what is added to that share, and to the least margin as a share of it: eight normal variates
 span 2.8 deviations, a hundred 5."""
 LEAST_LIKENESS = 0.2
@@ -64,9 +64,8 @@ def _log(offset: float = 0.0, least: float = 0.0) -> tuple[Callable[[float], flo
     return lambda value: math.log(max(least, value + offset)), lambda log: math.exp(log) - offset
 
 
-_SHARE = _Scale(
-    _log_odds, _share, 2.0, "high", grows=False
-)  # 28 % where good pictures have none, 94 % where they have 65 %
+_SHARE = _Scale(_log_odds, _share, 2.0, "high", grows=False, ends=(0.0, 1.0))
+"""28 % where good pictures have none, 94 % where they have 65 %."""
 _SCALES: dict[Measure, _Scale] = {
     "aspect": _Scale(*_log(), math.log1p(ASPECT_TOLERANCE), "both", grows=False),
     "black": _SHARE,
@@ -106,12 +105,14 @@ def learn_health(pictures: GoodPictures) -> LearntHealth:
         wh = file.wh if spec.roi is None else (spec.roi[2], spec.roi[3])
         seen.append(measured(frame, spec.content_of(wh), wh))
     values, reference = _all_values(seen)
-    n_parts = len(set(pictures.parts))
+    n_parts = max(MIN_PICTURES, len(set(pictures.parts)))  # many pictures of few parts show the light as well
     bounds = {measure: _bound(measure, values[measure], n_parts) for measure in MEASURES}
     bounds = {measure: bound for measure, bound in bounds.items() if bound.allowed != (None, None)}
     if "likeness" in bounds and (bounds["likeness"].allowed[0] or 0.0) < LEAST_LIKENESS:
         del bounds["likeness"]
-    notes = _notes({measure: values[measure] for measure in bounds}, n_parts, [file.file for file in pictures.files])
+    if "likeness" not in bounds:
+        del values["likeness"]
+    notes = _notes(values, n_parts, [file.file for file in pictures.files])
     kept = reference if "likeness" in bounds else None
     whs = tuple(wh for wh, _ in pictures.sizes.most_common()) if spec.roi is not None else ()
     health = Health(bounds, kept, spec.roi, whs if len(whs) <= MAX_PICTURE_SIZES else ())
@@ -135,7 +136,8 @@ def _bound(measure: Measure, values: NDArray[np.float64], n_parts: int) -> Bound
     low, high = scale.to(lowest), scale.to(highest)
     least = scale.margin * (1 + few) if scale.grows else scale.margin
     margin = max(least, (high - low) * (RANGE_SHARE + few))
-    at_least, at_most = scale.back(low - margin), scale.back(high + margin)
+    # A scale that ends before the values do, as at a contrast of 0, must not refuse what is good.
+    at_least, at_most = min(lowest, scale.back(low - margin)), max(highest, scale.back(high + margin))
     return Bound(
         (lowest, highest),
         (
@@ -151,7 +153,7 @@ def _notes(values: dict[Measure, NDArray[np.float64]], n_parts: int, files: Sequ
     for measure, found in values.items():
         for i in {int(np.argmin(found)), int(np.argmax(found))}:
             others = np.delete(found, i)
-            bound = _bound(measure, others, max(1, n_parts - 1))
+            bound = _bound(measure, others, n_parts)
             if not bound.admits(float(found[i])):
                 notes.append(
                     f"{files[i]} is {told(measure, float(found[i]), bound)}; look whether it is good, since pictures "
