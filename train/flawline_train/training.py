@@ -15,6 +15,7 @@ from flawline_train.alignment import AlignChoice, align_members
 from flawline_train.calibrate import MapCalibration
 from flawline_train.fit import Budget, FitProgress, FitResult
 from flawline_train.golden import PER_LABEL, GoldenSet, choose_golden
+from flawline_train.health import LearntHealth, learn_health
 from flawline_train.known_defects import CostModel, DefectScores, find_defects, score_defects
 from flawline_train.learning import Learnt, Listener, learn
 from flawline_train.manifest import half_weights, manifest_of
@@ -160,7 +161,7 @@ def train(
 def _train(options: TrainOptions, started: float, tell: _Teller, should_stop: Callable[[], bool]) -> Training:
     defects = None if options.defects is None else find_defects(options.defects, options.good)
     material = read_material(options, tell.of("read"))
-    pictures = material.pictures
+    pictures, health = material.pictures, learn_health(material.pictures)
 
     budget, fit_began = _budget(options, started, material, len(defects or ())), time.monotonic()
     listener = Listener(tell.fit, tell.of("calibrate"), should_stop)
@@ -173,15 +174,15 @@ def _train(options: TrainOptions, started: float, tell: _Teller, should_stop: Ca
     shown = JudgedPictures(learnt.calibration.threshold.value)
     known = None
     if defects is not None and not options.dry_run:
-        known = score_defects(model, pictures.spec, defects, on_judged=shown.add)
+        known = score_defects(model, pictures.spec, defects, health.health, on_judged=shown.add)
     calibration = apply_choice(learnt.calibration, known, options.costs, options.threshold)
     golden = _golden(options, material, model, calibration)
     align_section, references = align_members(pictures.alignment)
     members = {MODEL: model, **references, **golden.members}
     if not options.is_anomalib:  # those are trained anew; what they have learnt is in the graph
         members[WEIGHTS] = half_weights(learnt.graph.network)
-    manifest = manifest_of(options, material, learnt, calibration, known, golden, align_section)
-    notes = _notes(options, material, learnt, calibration, known, golden)
+    manifest = manifest_of(options, material, learnt, calibration, known, golden, align_section, health)
+    notes = _notes(options, material, health, learnt, calibration, known, golden)
 
     if options.dry_run:
         rehearsal = rehearsal_of(learnt.graph.network, pictures.frames[0], learnt.result, budget, fit_began)
@@ -191,7 +192,7 @@ def _train(options: TrainOptions, started: float, tell: _Teller, should_stop: Ca
     page = None
     if _wants_report(options, started, notes):
         page = page_inside(
-            manifest, model, learnt.graph, material, calibration, shown if known else None, tell.loss, notes
+            manifest, model, learnt.graph, material, calibration, shown if shown.scored else None, tell.loss, notes
         )
     bundle = save_bundle(options.output, manifest, members if page is None else {**members, REPORT: page.html})
     beside = None if page is None else write_page_beside(options.output, bundle, page.data, notes)
@@ -242,13 +243,14 @@ def _golden(options: TrainOptions, material: Material, model: bytes, calibration
 def _notes(
     options: TrainOptions,
     material: Material,
+    health: LearntHealth,
     learnt: Learnt,
     calibration: MapCalibration,
     known: DefectScores | None,
     golden: GoldenSet,
 ) -> list[str]:
     """What the engineer should know, a sentence each."""
-    notes = material.pictures.notes()
+    notes = [*material.pictures.notes(), *health.notes]
     if options.previous is not None:
         notes += options.previous.notes(material.pictures, set(map(int, material.held_out)))
     notes += learnt.notes
