@@ -58,6 +58,7 @@ def check(
     engine: EngineKind = "auto",
     precision: Precision = "fp32",
     threads: int = 0,
+    state_dir: Path | None = None,
 ) -> int:
     """Judge pictures, folders or a video with a bundle, offline. Ends with 3 when any result is not OK.
 
@@ -82,6 +83,8 @@ def check(
         have it.
     threads
         0 leaves their number to the engine.
+    state_dir
+        The station's state directory, where `flawline build` keeps plans; without it the user's cache folder.
     """
     if not paths:
         raise InputError("nothing to check; name pictures, folders or videos behind the bundle")
@@ -112,7 +115,7 @@ def check(
         Console(stderr=True, highlight=False, soft_wrap=True),
     )
     with (
-        open_engine(opened, engine, precision=precision, threads=threads) as runner,
+        open_engine(opened, engine, precision=precision, threads=threads, state_dir=state_dir) as runner,
         Progress(console=err, transient=True, disable=not err.is_terminal) as progress,
     ):
         task = progress.add_task("checking", total=n_expected)

@@ -87,7 +87,14 @@ def test_defaults() -> None:
         "deadline_ms": 200.0,
         "recipes": {"1": {"bundle": "/stations/press7/part.flawline", "threshold": None, "review_band": None}},
         "recipe": 1,
-        "engine": {"kind": "auto", "precision": "fp32", "provider": "auto", "threads": 0},
+        "engine": {
+            "kind": "auto",
+            "precision": "fp32",
+            "provider": "auto",
+            "threads": 0,
+            "max_batch": 8,
+            "batch_window_ms": 0.0,
+        },
         "journal": "best_effort",
         "mqtt": {
             "host": "embedded",
@@ -156,7 +163,7 @@ def test_paths_do_not_depend_on_where_the_program_starts(tmp_path: Path, monkeyp
         ),
         pytest.param(
             top(engine={"zzz": 1}),
-            'engine: unknown key "zzz"; the keys here are kind, precision, provider, threads',
+            'engine: unknown key "zzz"; the keys here are kind, precision, provider, threads, max_batch, batch_window_ms',
             id="nothing near",
         ),
         pytest.param(top(mqtt={"password": "x"}), 'mqtt: unknown key "password"; ', id="a secret"),
