@@ -3,7 +3,8 @@
 Each camera's thread has a handle that is an `Engine` of its own. One thread here calls the engine they share:
 
 - Frames that wait together go in together, up to `max_batch`. Nobody is held up for that by more than `batch_window_ms`,
-  by default not at all: a batch is what came while the one before it was computed.
+  by default not at all: a batch is what came while the one before it was computed. On a CPU, by default, frames go one by
+  one: eight together are served hardly faster (1 to 11 %, benchmarks/RESULTS.md), and the first of them eight times later.
 - Cameras take turns, a frame each, so that one that sends many does not starve the others.
 - What one camera does touches no other: a frame that does not fit never gets here, a batch that fails is repeated frame
   by frame, and only whose frame failed is told so.
@@ -28,6 +29,9 @@ __all__ = ["CameraEngine", "SharedEngine", "batch_sizes"]
 
 _log = logging.getLogger(__name__)
 
+GPU_BATCH = 8
+"""Frames together where nothing else is asked for, on engines that are faster so."""
+_BATCHING = frozenset({"tensorrt", "tensorrt_rtx", "triton"})
 TIMEOUT_S = 10.0
 """Longer than any inference that does not hang; a station's own deadline is far shorter and not kept here."""
 END_S = 10.0
@@ -47,9 +51,10 @@ def batch_sizes(max_batch: int) -> list[int]:
 class SharedEngine:
     """A context manager: on entering, the engine is opened and run once with each size of batch.
 
-    `hw`: the frame's height and width. `max_batch`: 1 to 64 frames in one call; more serves many cameras faster, and the
-    first of them later. `batch_window_ms`: how long a frame may wait for others while the engine is idle. `timeout_s`: how
-    long a call of `infer` may take, waiting included.
+    `hw`: the frame's height and width. `max_batch`: 1 to 64 frames in one call, None for the engine's own; more serves many
+    cameras faster and the first of them later, and each size takes memory (OpenVINO: 80 MiB at 256 px), so that more than
+    there are cameras is of no use. `batch_window_ms`: how long a frame may wait for others while the engine is idle.
+    `timeout_s`: how long a call of `infer` may take, waiting included.
     """
 
     def __init__(
@@ -57,19 +62,20 @@ class SharedEngine:
         engine: Engine,
         hw: tuple[int, int],
         *,
-        max_batch: int = 8,
+        max_batch: int | None = None,
         batch_window_ms: float = 0.0,
         timeout_s: float = TIMEOUT_S,
     ) -> None:
-        if not 1 <= max_batch <= MAX_BATCH:
+        if max_batch is not None and not 1 <= max_batch <= MAX_BATCH:
             raise EngineError(f"max_batch is {max_batch}, expected 1 to {MAX_BATCH}")
         if not batch_window_ms >= 0 or not timeout_s > 0:
             raise EngineError(
                 f"batch_window_ms is {batch_window_ms:g} and timeout_s {timeout_s:g}, expected at least 0 and more than 0"
             )
         self._opening, self._hw, self._timeout_s = engine, hw, timeout_s
-        self._sizes, self._window_s = batch_sizes(max_batch), batch_window_ms / 1e3
+        self._max_batch, self._window_s = max_batch, batch_window_ms / 1e3
         self._engine: Engine | None = None
+        self._sizes = [1]
         self._changed = threading.Condition()
         # Below: read and written with the condition's lock held.
         self._cameras: list[CameraEngine] = []
@@ -83,12 +89,11 @@ class SharedEngine:
     def __enter__(self) -> SharedEngine:
         engine = self._opening.__enter__()
         try:
-            for size in self._sizes:
-                engine.infer(np.zeros((size, *self._hw, 3), np.uint8))
+            self._warm_up(engine)
         except BaseException:
             engine.__exit__(None, None, None)
             raise
-        self._engine, self._is_open = engine, True
+        self._engine, self._sizes, self._is_open = engine, self._sizes_of(engine), True
         self._thread = threading.Thread(target=self._serve, name="flawline-shared-engine", daemon=True)
         self._thread.start()
         return self
@@ -112,8 +117,7 @@ class SharedEngine:
         Raises `EngineError` when a batch under way takes longer than `timeout_s`, or when this is closed; then nothing has
         changed hands.
         """
-        for size in self._sizes:
-            engine.infer(np.zeros((size, *self._hw, 3), np.uint8))
+        self._warm_up(engine)
         with self._changed:
             before, self._incoming = self._engine, engine
             self._changed.notify_all()
@@ -123,6 +127,13 @@ class SharedEngine:
                 why = "a batch under way does not end" if self._is_open else "it is not open"
                 raise EngineError(f"the engine cannot be exchanged: {why}")
             return before
+
+    def _warm_up(self, engine: Engine) -> None:
+        for size in self._sizes_of(engine):
+            engine.infer(np.zeros((size, *self._hw, 3), np.uint8))
+
+    def _sizes_of(self, engine: Engine) -> list[int]:
+        return batch_sizes(self._max_batch or (GPU_BATCH if engine.kind in _BATCHING else 1))
 
     def _has_switched(self) -> bool:
         return self._incoming is None
@@ -213,7 +224,8 @@ class SharedEngine:
                 if not self._is_open:
                     return []
                 if self._incoming is not None:
-                    self._engine, self._incoming = self._incoming, None
+                    self._engine, self._sizes = self._incoming, self._sizes_of(self._incoming)
+                    self._incoming = None
                     self._changed.notify_all()
                     continue
                 waiting = sum(len(camera.waiting) for camera in self._turns)

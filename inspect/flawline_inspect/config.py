@@ -241,10 +241,10 @@ class EngineConfig(_Section):
         "which backend onnxruntime computes with; auto takes CUDA where onnxruntime-gpu is installed", default="auto"
     )
     threads: int = _key("0 lets the engine choose; fewer leave cores to others", default=0, ge=0, le=256)
-    max_batch: int = _key(
+    max_batch: int | None = _key(
         "several cameras: frames that wait together are inferred together, up to this many; more is faster for all of "
-        "them and later for the first",
-        default=8,
+        "them and later for the first; null is 1 on a CPU, where little is gained, and 8 on a GPU",
+        default=None,
         ge=1,
         le=64,
     )

@@ -90,7 +90,7 @@ def frames_of(*levels: int) -> NDArray[np.uint8]:
 @contextmanager
 def cameras(engine: Engine, n: int, **settings: float) -> Iterator[tuple[SharedEngine, list[CameraEngine]]]:
     with ExitStack() as stack:
-        shared = stack.enter_context(SharedEngine(engine, HW, **settings))  # type: ignore[arg-type]
+        shared = stack.enter_context(SharedEngine(engine, HW, **{"max_batch": 8, **settings}))  # type: ignore[arg-type]
         yield shared, [stack.enter_context(shared.camera(f"camera{i}")) for i in range(n)]
 
 
@@ -168,6 +168,34 @@ def test_everyone_gets_their_own(calls: list[list[int]], max_batch: int, window_
     assert {len(batch) for batch in served} <= set(batch_sizes(max_batch))
 
 
+@settings(max_examples=25, deadline=None)
+@given(
+    calls=st.lists(
+        st.lists(st.lists(st.sampled_from([1, 2, 3, BROKEN]), min_size=1, max_size=4), min_size=1, max_size=5),
+        min_size=1,
+        max_size=5,
+    ),
+    max_batch=st.integers(1, 8),
+)
+def test_whoever_fails_fails_alone(calls: list[list[list[int]]], max_batch: int) -> None:
+    """A call fails if and only if one of its own frames does, whatever the others send at the same time."""
+
+    def run(number: int, handle: CameraEngine) -> None:
+        for levels in calls[number]:
+            if BROKEN in levels:
+                with pytest.raises(EngineError, match=r"cannot do \[254\]"):
+                    handle.infer(frames_of(*levels))
+            else:
+                assert handle.infer(frames_of(*levels)).scores.tolist() == levels
+
+    with (
+        cameras(StandIn(), len(calls), max_batch=max_batch) as (_, handles),
+        ThreadPoolExecutor(len(calls)) as pool,
+    ):
+        for done in [pool.submit(run, i, handle) for i, handle in enumerate(handles)]:
+            done.result(30)
+
+
 def test_results_are_the_callers_own() -> None:
     """Writing into them changes nobody else's."""
     engine = StandIn()
@@ -199,6 +227,26 @@ def test_the_engine_is_opened_warmed_up_and_closed_once() -> None:
         assert [len(batch) for batch in engine.batches] == [1, 2, 4, 8, 12]
         assert shared.serving is engine
     assert (engine.entered, engine.left) == (1, 1)
+
+
+def test_a_cpu_serves_one_by_one_and_a_gpu_together() -> None:
+    """Unless it is asked for: also when the GPU takes over from the CPU, whose plan was being compiled."""
+    cpu, gpu = StandIn(), StandIn()
+    gpu.kind = "tensorrt"
+    with SharedEngine(cpu, HW) as shared, gpu:
+        handles = [shared.camera(f"camera{i}").__enter__() for i in range(3)]
+        assert [len(batch) for batch in cpu.batches] == [1]
+        with ThreadPoolExecutor(2) as pool:
+            for engine in (cpu, gpu):
+                if engine is gpu:
+                    shared.switch(gpu).__exit__(None, None, None)
+                    assert [len(batch) for batch in gpu.batches] == [1, 2, 4, 8]
+                with engine_held(engine, handles[2]):
+                    both = [pool.submit(handle.infer, frames_of(i)) for i, handle in enumerate(handles[:2])]
+                    until(lambda: n_waiting(handles) == 2)
+                assert [done.result(10).scores.tolist() for done in both] == [[0], [1]]
+    assert [len(batch) for batch in cpu.batches[1:]] == [1, 1, 1]
+    assert [len(batch) for batch in gpu.batches[4:]] == [1, 2]
 
 
 @pytest.mark.parametrize(
@@ -360,7 +408,7 @@ def test_results_for_another_number_of_frames_are_refused(monkeypatch: pytest.Mo
 def test_an_engine_that_cannot_be_warmed_up_is_closed_again() -> None:
     engine = StandIn()
     engine.max_working = 2
-    with pytest.raises(EngineError, match="cannot do"), SharedEngine(engine, HW):
+    with pytest.raises(EngineError, match="cannot do"), SharedEngine(engine, HW, max_batch=4):
         pytest.fail("it was entered")
     assert engine.left == 1
 
@@ -492,7 +540,7 @@ def test_no_other_engine_takes_over_from_one_that_hangs() -> None:
 def test_the_keys_of_the_configuration(tmp_path: Path) -> None:
     station = {"cameras": [{"name": "top", "source": {"kind": "simulated"}}], "recipes": {1: "part.flawline"}}
     engine = parse_config(station, base=tmp_path).engine
-    assert (engine.max_batch, engine.batch_window_ms) == (8, 0.0)
+    assert (engine.max_batch, engine.batch_window_ms) == (None, 0.0)
     engine = parse_config({**station, "engine": {"max_batch": 16, "batch_window_ms": 2.5}}, base=tmp_path).engine
     assert (engine.max_batch, engine.batch_window_ms) == (16, 2.5)
     with pytest.raises(ConfigError, match=r"engine\.max_batch: found 65"):

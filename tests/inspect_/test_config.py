@@ -94,7 +94,7 @@ def test_defaults() -> None:
             "threads": 0,
             "url": None,
             "timeout_ms": 1000.0,
-            "max_batch": 8,
+            "max_batch": None,
             "batch_window_ms": 0.0,
         },
         "journal": "best_effort",
