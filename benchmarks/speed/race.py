@@ -59,7 +59,10 @@ def race(
         for contender in contenders:  # one after the other: opening them all at once is a race for memory, too
             say(f"    opening {contender.system}, {contender.runtime}")
             child = stack.enter_context(_Child("race", contender, work, until))
-            children.append((child, child.answer()))
+            ready = child.answer()
+            if not any(way in ready["ready"] for way in ways):
+                raise RaceError(f"{contender.system} ({contender.runtime}) can do nothing: {ready['refused']}")
+            children.append((child, ready))
         times: dict[tuple[int, str], list[float]] = {}
         for turn in range(ROUNDS):
             say(f"    round {turn + 1} of {ROUNDS}")
