@@ -74,7 +74,7 @@ def test_what_one_cannot_do_is_told_and_left_out(small: Contender, tmp_path: Pat
     found = race([wrong, small], (MEMORY, BATCHED), tmp_path, seconds=0.01, limit_s=100)
     assert found[0]["refused"].keys() == {BATCHED} and "65" in found[0]["refused"][BATCHED]
     assert BATCHED not in found[0] and MEMORY in found[0] and BATCHED in found[1]
-    with pytest.raises(RaceError, match="can do nothing: .*65"):
+    with pytest.raises(RaceError, match=r"can do nothing: .*65"):
         race([wrong], (BATCHED,), tmp_path, seconds=0.01, limit_s=100)
 
 

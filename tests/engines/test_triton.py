@@ -16,6 +16,7 @@ import pytest
 from numpy.typing import NDArray
 from tests.inspect_.bundles import SIDE, golden_picture, small_manifest, small_members
 
+from flawline_edge.inspector import Inspector
 from flawline_engines import open_engine
 from flawline_engines.bench import convolution_model
 from flawline_engines.export_command import export
@@ -33,6 +34,7 @@ from flawline_engines.triton_repository import (
     write_repository,
 )
 from flawline_inspect.bundle import MODEL, Bundle, save_bundle
+from flawline_inspect.config import EngineConfig, RecipeConfig
 from flawline_inspect.errors import EngineError, InputError
 
 try:
@@ -241,6 +243,18 @@ def test_the_parity_gate_holds_for_it(
     server.spoil = lambda outputs: {name: (values * 0.5).astype(values.dtype) for name, values in outputs.items()}
     assert parity(path, engine="triton", url=server.url, json=True) == 1
     assert not json.loads(capsys.readouterr().out)["accepted"]
+
+
+def test_a_station_tests_itself_with_it(bundle: Bundle, server: StandInServer) -> None:
+    """From the keys in `config.yaml`; one that answers wrongly gets no part to judge."""
+    recipe = RecipeConfig(bundle=Path(bundle.source))
+    engine = EngineConfig(kind="triton", url=server.url, timeout_ms=10_000)
+    with Inspector(1, recipe, engine) as inspector:
+        judgement = inspector.judge(golden_picture(0, "good"))
+        assert inspector.engine_kind == "triton" and np.isfinite(judgement.decision.score)
+    server.spoil = lambda outputs: {name: (values * 0.5).astype(values.dtype) for name, values in outputs.items()}
+    with pytest.raises(EngineError, match=r"self-test failed: .* on triton fp32"), Inspector(1, recipe, engine):
+        pytest.fail("it was entered")
 
 
 def test_a_plan_is_taken_where_the_server_has_one(bundle: Bundle, repository: Path) -> None:
