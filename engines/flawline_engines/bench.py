@@ -80,15 +80,21 @@ def measure(engine: Engine, frames: NDArray[np.uint8], *, seconds: float = 1.0, 
 
 
 def times_in_turn(
-    calls: Sequence[Callable[[], object]], *, seconds: float, rounds: int = 4, min_runs: int = MIN_RUNS
+    calls: Sequence[Callable[[], object]],
+    *,
+    seconds: float,
+    rounds: int = 4,
+    min_runs: int = MIN_RUNS,
+    min_warm_ups: int = MIN_WARM_UPS,
 ) -> list[NDArray[np.float64]]:
     """What each of `calls` takes, in milliseconds, time after time: `seconds` and `min_runs` calls of each at least.
 
-    They take turns in `rounds`, so that what else the machine does in the meantime falls on all of them alike.
+    Before that each is called `min_warm_ups` times and for a fifth of its time, unmeasured. They take turns in `rounds`, so
+    that what else the machine does in the meantime falls on all of them alike.
     """
     for call in calls:
         warm_until, warmed = time.perf_counter() + WARM_UP_SHARE * seconds, 0
-        while warmed < MIN_WARM_UPS or time.perf_counter() < warm_until:
+        while warmed < min_warm_ups or time.perf_counter() < warm_until:
             call()
             warmed += 1
     times_s: list[list[float]] = [[] for _ in calls]
