@@ -207,7 +207,10 @@ class SharedEngine:
             self._close()  # whatever ended this thread: nobody waits for it in vain
             engine, self._engine = self._engine, None
             if engine is not None:
-                engine.__exit__(None, None, None)
+                try:
+                    engine.__exit__(None, None, None)
+                except Exception:  # the top of this thread, and nobody waits for more of it
+                    _log.exception("%s could not be closed", engine.kind)
 
     def _close(self) -> None:
         with self._changed:

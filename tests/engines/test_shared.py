@@ -456,6 +456,15 @@ def test_leaving_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch, caplog:
         assert hanging.result(10).scores.tolist() == [HANGS]
 
 
+def test_an_engine_that_cannot_be_closed_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """The station ends all the same."""
+    engine = StandIn()
+    with cameras(engine, 1) as (_, (one,)):
+        assert one.infer(frames_of(1)).scores.tolist() == [1]
+        engine._working = 1  # which its own __exit__ refuses
+    assert "stand-in could not be closed" in caplog.text
+
+
 # --- coming and going ------------------------------------------------------------------------------------------------
 
 
