@@ -59,13 +59,13 @@ def one_table(name: str, runs: Sequence[Run]) -> str:
     return "\n\n".join(texts)
 
 
-def write_between_markers(path: Path, text: str) -> None:
-    """Replace what stands between `BEGIN` and `END`. Raises `InputError` where they are not, once each and in this order."""
+def write_between_markers(path: Path, text: str, *, begin: str = BEGIN, end: str = END) -> None:
+    """Replace what stands between `begin` and `end`. Raises `InputError` where they are not, once each and in this order."""
     document = path.read_text(encoding="utf-8") if path.is_file() else ""
-    begin, end = document.find(BEGIN), document.find(END)
-    if document.count(BEGIN) != 1 or document.count(END) != 1 or end < begin:
-        raise InputError(f"{path}: expected the lines {BEGIN} and {END} once each; put them where the tables belong")
-    write_atomic(path, f"{document[: begin + len(BEGIN)]}\n\n{text}\n\n{document[end:]}".encode())
+    first, last = document.find(begin), document.find(end)
+    if document.count(begin) != 1 or document.count(end) != 1 or last < first:
+        raise InputError(f"{path}: expected the lines {begin} and {end} once each; put them where the tables belong")
+    write_atomic(path, f"{document[: first + len(begin)]}\n\n{text}\n\n{document[last:]}".encode())
 
 
 # --- a table each: the runs of one machine, budget and size, and the floors --------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib
 import importlib.util
 import json as json_module
@@ -19,18 +20,37 @@ import time
 from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.table import Table
 
+from flawline_edge.bench_tables import Report, print_report
 from flawline_edge.cameras import CameraFrame
 from flawline_edge.demo_command import DEMO_BUNDLE
 from flawline_edge.station import Inspection, Station
-from flawline_engines.bench import GraphCost, graph_cost, has_precision, measure, peak_gflops
-from flawline_engines.engine import MODEL_MEMBERS, EngineKind, Precision, installed_kinds, open_engine
+from flawline_engines.bench import (
+    GraphCost,
+    Latency,
+    engine_for,
+    graph_cost,
+    has_precision,
+    measure,
+    peak_gflops,
+    times_in_turn,
+)
+from flawline_engines.engine import (
+    MODEL_MEMBERS,
+    Engine,
+    EngineKind,
+    Precision,
+    installed_kinds,
+    model_for,
+    open_engine,
+)
+from flawline_engines.onnx_file import network_alone
+from flawline_engines.roofline import bound, copy_gb_per_s, traffic
 from flawline_inspect.bundle import MODEL, Bundle
 from flawline_inspect.clock import wall_clock
 from flawline_inspect.config import EMBEDDED_BROKER, parse_config
@@ -55,8 +75,6 @@ DEADLINE_MS = 10_000.0
 _MOSQUITTO_START_S = 5.0
 _SYSTEM_PROGRAMS = "/usr/sbin"  # Debian puts mosquitto where no ordinary PATH looks
 
-_Report = dict[str, Any]
-
 
 def bench(
     bundle: Path = DEMO_BUNDLE,
@@ -69,7 +87,7 @@ def bench(
     parts: int = 200,
     json: bool = False,
 ) -> None:
-    """Measure latency, throughput and what the daemon adds.
+    """Measure latency, throughput, how much of the machine's limit that is, and what the daemon adds.
 
     Parameters
     ----------
@@ -96,12 +114,16 @@ def bench(
     opened = Bundle.open(bundle)
     progress = Console(stderr=True, highlight=False)
     progress.print("counting the graph's operations", markup=False)
-    cost = graph_cost(opened.member(MODEL), (opened.frame.height, opened.frame.width))
-    report: _Report = {
+    cost = graph_cost(opened.member(MODEL), _hw(opened))
+    report: Report = {
         "model": opened.model_id,
         "frame_wh": [opened.frame.width, opened.frame.height],
         "machine": _machine(cores),
         "gflop_per_frame": {"network": cost.network_gflop, "tail": cost.tail_gflop, "total": cost.gflop},
+        "bytes": {
+            precision: dataclasses.asdict(traffic(model_for(opened, precision), _hw(opened), cost, precision))
+            for precision in _precisions(opened)
+        },
         "engines": list(_engine_rows(opened, cost, engines or installed_kinds(), threads, batches, seconds, progress)),
         "daemon": None,
         "memory": None,
@@ -114,7 +136,7 @@ def bench(
     if json:
         print(json_module.dumps(report))
     else:
-        _print(Console(highlight=False), report)
+        print_report(Console(highlight=False), report)
 
 
 def _check_options(threads: list[int], batches: list[int], seconds: float, parts: int) -> None:
@@ -139,7 +161,7 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _machine(cores: int) -> _Report:
+def _machine(cores: int) -> Report:
     processor = platform.machine()
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
@@ -173,54 +195,100 @@ def _engine_rows(
     batches: list[int],
     seconds: float,
     progress: Console,
-) -> Iterator[_Report]:
+) -> Iterator[Report]:
     golden = [picture.fitted for picture in bundle.golden()] or [_blank(bundle)]
+    progress.print("how fast memory is copied", markup=False)
+    copy = {n: copy_gb_per_s(n) for n in threads}
+    network_gflop = graph_cost(network_alone(bundle.member(MODEL)), _hw(bundle)).gflop
     for kind in dict.fromkeys(kinds):
         for precision in _precisions(bundle, kind):
             for n in threads:
                 try:
-                    peak: float | None = None
-                    if kind in ("openvino", "onnxruntime") and precision in ("fp32", "bf16"):
-                        progress.print(f"{kind} {precision}, {_threads(n)}: what its convolutions reach", markup=False)
-                        peak = peak_gflops(kind, precision=precision, threads=n)
-                    with open_engine(bundle, kind, precision=precision, threads=n) as engine:
+                    with contextlib.ExitStack() as stack:
+                        peak: float | None = None
+                        network: Engine | None = None
+                        if kind in ("openvino", "onnxruntime"):
+                            progress.print(
+                                f"{kind} {precision}, {_threads(n)}: what its convolutions reach", markup=False
+                            )
+                            peak = peak_gflops(kind, precision=precision, threads=n)
+                            alone = network_alone(model_for(bundle, precision))
+                            network = stack.enter_context(engine_for(alone, _hw(bundle), kind, precision, n))
+                        engine = stack.enter_context(open_engine(bundle, kind, precision=precision, threads=n))
                         for batch in batches:
                             progress.print(f"{kind} {precision}, {_threads(n)}: batch {batch}", markup=False)
                             frames = np.stack([golden[i % len(golden)] for i in range(batch)])
-                            yield _engine_row(engine, n, frames, cost, peak, seconds)
+                            row = _engine_row(engine, n, measure(engine, frames, seconds=seconds), cost, peak)
+                            if peak is not None and network is not None:
+                                row |= _roofline(bundle, engine, row, cost, peak, copy[n])
+                                row |= _shares(engine, network, frames, network_gflop, peak, seconds)
+                            yield row
                 except EngineError as exc:
                     progress.print(f"flawline: {kind} {precision} is left out: {exc}", style="yellow", markup=False)
                     break
 
 
-def _precisions(bundle: Bundle, kind: EngineKind) -> list[Precision]:
-    """What this engine can compute of what the bundle has."""
+def _precisions(bundle: Bundle, kind: EngineKind | None = None) -> list[Precision]:
+    """What this engine, or any, can compute of what the bundle has."""
     found: list[Precision] = ["fp32"]
-    if kind == "openvino" and has_precision(kind, "bf16"):
+    if kind in ("openvino", None) and "openvino" in installed_kinds() and has_precision("openvino", "bf16"):
         found.append("bf16")
     smaller: tuple[Precision, ...] = ("fp16", "int8")
     return [*found, *(name for name in smaller if MODEL_MEMBERS[name] in bundle.manifest.members)]
 
 
-def _engine_row(
-    engine: Any, threads: int, frames: NDArray[np.uint8], cost: GraphCost, peak: float | None, seconds: float
-) -> _Report:
-    latency = measure(engine, frames, seconds=seconds)
+def _engine_row(engine: Engine, threads: int, latency: Latency, cost: GraphCost, peak: float | None) -> Report:
     gflops = cost.gflop * latency.batch / latency.median_ms * 1e3
     return {
         "engine": engine.kind,
         "precision": engine.precision,
         "threads": threads,
-        "batch": latency.batch,
-        "runs": latency.runs,
-        "min_ms": latency.min_ms,
-        "median_ms": latency.median_ms,
-        "p99_ms": latency.p99_ms,
-        "frames_per_s": latency.frames_per_s,
+        **dataclasses.asdict(latency),
         "gflop_per_s": gflops,
         "peak_gflop_per_s": peak,
         "share_of_peak": None if peak is None else gflops / peak,
+        # Of engines whose peak is not measured: unknown.
+        "copy_gb_per_s": None,
+        "bound_ms": None,
+        "bound_by": None,
+        "share_of_bound": None,
+        "layers_through_memory_ms": None,
+        "network_ms": None,
+        "network_share_of_peak": None,
+        "tail_share_of_network": None,
     }
+
+
+def _roofline(bundle: Bundle, engine: Engine, row: Report, cost: GraphCost, peak: float, copy: float) -> Report:
+    """How fast this call could be, and how much of that it is."""
+    moved = traffic(model_for(bundle, engine.precision), _hw(bundle), cost, engine.precision)
+    least = bound(cost, moved, row["batch"], peak_gflops=peak, copy_gb_per_s=copy)
+    return {
+        "copy_gb_per_s": copy,
+        "bound_ms": least.ms,
+        "bound_by": least.limited_by,
+        "share_of_bound": least.ms / row["median_ms"],
+        "layers_through_memory_ms": row["batch"] * moved.layers / copy / 1e6,
+    }
+
+
+def _shares(
+    engine: Engine, network: Engine, frames: NDArray[np.uint8], gflop: float, peak: float, seconds: float
+) -> Report:
+    """The network without its tail against the whole, in turn, and the fastest runs, as for the peak: on a machine that does
+    other things too, the shorter of two calls is interrupted less often, and their medians would exaggerate.
+    """
+    calls = [lambda: engine.infer(frames), lambda: network.infer(frames)]
+    whole_ms, network_ms = (float(ms.min()) for ms in times_in_turn(calls, seconds=seconds))
+    return {
+        "network_ms": network_ms,
+        "network_share_of_peak": gflop * len(frames) / network_ms * 1e3 / peak,
+        "tail_share_of_network": (whole_ms - network_ms) / network_ms,
+    }
+
+
+def _hw(bundle: Bundle) -> tuple[int, int]:
+    return bundle.frame.height, bundle.frame.width
 
 
 def _blank(bundle: Bundle) -> NDArray[np.uint8]:
@@ -277,7 +345,7 @@ class _PreparedLine:
             self._answered.set()
 
 
-def _daemon(bundle: Path, parts: int, progress: Console) -> _Report | None:
+def _daemon(bundle: Path, parts: int, progress: Console) -> Report | None:
     """The overhead of a whole station, on the engine that it takes by itself. None where there is no broker."""
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="flawline-bench-", dir=_folder_on_disk())))
@@ -408,7 +476,7 @@ def _fsync_ms(folder: Path, n: int) -> list[float]:
 # --- memory ----------------------------------------------------------------------------------------------------------
 
 
-def _memory(bundle: Path, progress: Console) -> _Report:
+def _memory(bundle: Path, progress: Console) -> Report:
     """In MiB: this process after all of the above, and the peak of a demo with the bundle in a process of its own."""
     own = _memory_mib("self")
     return {
@@ -451,73 +519,3 @@ def _demo_peak_mib(bundle: Path, progress: Console) -> float | None:
             progress.print(f"flawline: the demo failed: {reason}", style="yellow", markup=False)
             return None
     return peak
-
-
-# --- the report ------------------------------------------------------------------------------------------------------
-
-
-def _print(out: Console, report: _Report) -> None:
-    machine, gflop, (width, height) = report["machine"], report["gflop_per_frame"], report["frame_wh"]
-    out.print(f"{report['model']}, {width} x {height} px: {gflop['total']:.3g} GFLOP a frame", markup=False)
-    out.print(f"{machine['processor']}, {machine['cores']} cores", markup=False)
-    out.print()
-    _print_engines(out, report["engines"])
-    if report["daemon"] is not None:
-        out.print()
-        _print_daemon(out, report["daemon"])
-    if report["memory"] is not None:
-        out.print()
-        _print_memory(out, report["memory"])
-
-
-def _print_engines(out: Console, rows: list[_Report]) -> None:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("engine")
-    table.add_column("")
-    for heading in ("threads", "batch", "median ms", "p99 ms", "frame/s", "GFLOP/s", "of peak"):
-        table.add_column(heading, justify="right")
-    for row in rows:
-        table.add_row(
-            row["engine"],
-            row["precision"],
-            str(row["threads"] or "auto"),
-            str(row["batch"]),
-            f"{row['median_ms']:.2f}",
-            f"{row['p99_ms']:.2f}",
-            f"{row['frames_per_s']:.0f}",
-            f"{row['gflop_per_s']:.0f}",
-            "" if row["share_of_peak"] is None else f"{row['share_of_peak']:.0%}",
-        )
-    out.print(table)
-    out.print("peak: the best that large 3x3 convolutions reach with the same engine and threads", style="dim")
-
-
-def _print_daemon(out: Console, daemon: _Report) -> None:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column(f"the daemon, {daemon['parts']} parts, {daemon['broker']}")
-    table.add_column("median ms", justify="right")
-    table.add_column("p99 ms", justify="right")
-    for name, key in (
-        ("overhead: trigger to publish, less inference", "overhead_ms"),
-        ("  in it: waiting for the journal", "journal_ms"),
-        ("  in it: fitting the picture", "fit_ms"),
-        ("inference", "infer_ms"),
-        (f"one fsync of this disk ({daemon['filesystem'] or 'unknown'})", "fsync_ms"),
-    ):
-        table.add_row(name, f"{daemon[key]['median']:.2f}", f"{daemon[key]['p99']:.2f}")
-    table.add_row("overhead less one fsync", f"{daemon['overhead_less_one_fsync_ms']:.2f}", "")
-    out.print(table)
-    if daemon["not_in_time"]:
-        out.print(f"{daemon['not_in_time']} parts had no verdict in {DEADLINE_MS / 1e3:.0f} s", style="yellow")
-    if not daemon["acknowledged"]:
-        out.print("the broker did not acknowledge every verdict; see the warnings", style="yellow")
-
-
-def _print_memory(out: Console, memory: _Report) -> None:
-    shown = {name: "not known" if mib is None else f"{mib:.0f} MiB" for name, mib in memory.items()}
-    out.print(
-        f"memory: a demo takes {shown['demo_peak_mib']} at most; this benchmark itself {shown['process_resident_mib']}, "
-        f"{shown['process_peak_mib']} at most",
-        markup=False,
-        soft_wrap=True,
-    )

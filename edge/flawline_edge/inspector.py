@@ -75,6 +75,8 @@ class Inspector:
             threads=engine.threads,
             provider=engine.provider,
             state_dir=state_dir,
+            url=engine.url,
+            timeout_s=engine.timeout_ms / 1e3,
         )
         self._engine: Engine | None = None
         self._upgrade: EngineUpgrade | None = None

@@ -12,15 +12,15 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flawline_engines.engine import Engine, EngineKind, Precision
+from flawline_engines.onnx_file import PEAK_DEPTH, convolution_model
 from flawline_inspect.errors import EngineError
 
 __all__ = [
@@ -28,10 +28,12 @@ __all__ = [
     "Latency",
     "conv_gflop",
     "convolution_model",
+    "engine_for",
     "graph_cost",
     "has_precision",
     "measure",
     "peak_gflops",
+    "times_in_turn",
 ]
 
 WARM_UP_SHARE = 0.2
@@ -41,8 +43,6 @@ MIN_RUNS = 20
 
 PEAK_SHAPES = ((64, 64), (128, 32), (128, 64), (256, 32))
 """Channels and side in pixels of the convolutions whose best rate is the peak: which one wins depends on the caches."""
-PEAK_DEPTH = 6
-"""Convolutions in a row, so that what comes before and after them is lost in their time."""
 PEAK_SECONDS = 0.3
 
 _OPERATIONS_PER_MAC = 2  # a multiplication and an addition
@@ -60,29 +60,53 @@ class Latency:
     frames_per_s: float
     """All frames by all of the time, slow calls included."""
 
+    @classmethod
+    def of(cls, ms: NDArray[np.float64], batch: int) -> Latency:
+        """From the times of calls with `batch` frames each."""
+        return cls(
+            batch=batch,
+            runs=len(ms),
+            min_ms=float(ms.min()),
+            median_ms=float(np.median(ms)),
+            p99_ms=float(np.quantile(ms, 0.99, method="inverted_cdf")),  # a time that was measured, none between two
+            frames_per_s=1e3 * batch * len(ms) / float(ms.sum()),
+        )
+
 
 def measure(engine: Engine, frames: NDArray[np.uint8], *, seconds: float = 1.0, min_runs: int = MIN_RUNS) -> Latency:
     """Time an entered engine with a batch of `frames` (N, H, W, 3), for `seconds` and `min_runs` calls at least."""
-    warm_until, warmed = time.perf_counter() + WARM_UP_SHARE * seconds, 0
-    while warmed < MIN_WARM_UPS or time.perf_counter() < warm_until:
-        engine.infer(frames)
-        warmed += 1
-    times_s: list[float] = []
-    begin = last = time.perf_counter()
-    while len(times_s) < min_runs or last - begin < seconds:
-        engine.infer(frames)
-        now = time.perf_counter()
-        times_s.append(now - last)
-        last = now
-    ms = 1e3 * np.array(times_s)
-    return Latency(
-        batch=len(frames),
-        runs=len(ms),
-        min_ms=float(ms.min()),
-        median_ms=float(np.median(ms)),
-        p99_ms=float(np.quantile(ms, 0.99, method="inverted_cdf")),  # a time that was measured, none between two
-        frames_per_s=len(frames) * len(ms) / (last - begin),
-    )
+    [ms] = times_in_turn([lambda: engine.infer(frames)], seconds=seconds, rounds=1, min_runs=min_runs)
+    return Latency.of(ms, len(frames))
+
+
+def times_in_turn(
+    calls: Sequence[Callable[[], object]],
+    *,
+    seconds: float,
+    rounds: int = 4,
+    min_runs: int = MIN_RUNS,
+    min_warm_ups: int = MIN_WARM_UPS,
+) -> list[NDArray[np.float64]]:
+    """What each of `calls` takes, in milliseconds, time after time: `seconds` and `min_runs` calls of each at least.
+
+    Before that each is called `min_warm_ups` times and for a fifth of its time, unmeasured. They take turns in `rounds`, so
+    that what else the machine does in the meantime falls on all of them alike.
+    """
+    for call in calls:
+        warm_until, warmed = time.perf_counter() + WARM_UP_SHARE * seconds, 0
+        while warmed < min_warm_ups or time.perf_counter() < warm_until:
+            call()
+            warmed += 1
+    times_s: list[list[float]] = [[] for _ in calls]
+    for turn in range(1, rounds + 1):
+        for call, own in zip(calls, times_s, strict=True):
+            begin = last = time.perf_counter()
+            while len(own) < math.ceil(min_runs * turn / rounds) or last - begin < seconds / rounds:
+                call()
+                now = time.perf_counter()
+                own.append(now - last)
+                last = now
+    return [1e3 * np.array(own) for own in times_s]
 
 
 # --- the graph's arithmetic ----------------------------------------------------------------------------------------
@@ -92,11 +116,13 @@ def measure(engine: Engine, frames: NDArray[np.uint8], *, seconds: float = 1.0, 
 class GraphCost:
     """Billions of operations per frame in convolutions and matrix products.
 
-    `tail` are those with one channel in and out, which smooth the error map; the rest is the network's.
+    `tail` are those with one channel in and out, which smooth the error map; the rest is the network's. `activations`:
+    values per frame that go into and out of all of them, each counted as if no cache held it from one to the next.
     """
 
     network_gflop: float
     tail_gflop: float
+    activations: int
 
     @property
     def gflop(self) -> float:
@@ -114,14 +140,15 @@ def graph_cost(model: bytes, hw: tuple[int, int]) -> GraphCost:
     The shapes are those of a real run: ONNX Runtime infers one frame, with its optimiser off so that every operator
     is still what the file says, and its profile names them. So no ONNX library is needed. Raises `EngineError`.
     """
-    network = tail = 0
+    network = tail = activations = 0
     for operator, inputs, output in _profile(model, np.zeros((1, *hw, 3), np.uint8)):
         macs = _macs(operator, inputs, output)
+        activations += math.prod(inputs[0]) + math.prod(output) if macs else 0
         if operator.startswith("Conv") and inputs[0][1] == 1:  # errors and grey pictures; the network sees colours
             tail += macs
         else:
             network += macs
-    return GraphCost(_OPERATIONS_PER_MAC * network / 1e9, _OPERATIONS_PER_MAC * tail / 1e9)
+    return GraphCost(_OPERATIONS_PER_MAC * network / 1e9, _OPERATIONS_PER_MAC * tail / 1e9, activations)
 
 
 def _macs(operator: str, inputs: list[list[int]], output: list[int]) -> int:
@@ -187,9 +214,9 @@ def peak_gflops(
     """
     best = 0.0
     for channels, side in shapes:
-        model, hw = convolution_model(channels, side), (side, side)
+        model, hw = convolution_model(channels, side, precision), (side, side)
         frames = np.random.default_rng(0).integers(0, 256, (1, *hw, 3), np.uint8)
-        with _engine_for(model, hw, kind, precision, threads) as engine:
+        with engine_for(model, hw, kind, precision, threads) as engine:
             latency = measure(engine, frames, seconds=seconds, min_runs=5)
         best = max(best, _convolution_model_gflop(channels, side) / latency.min_ms * 1e3)
     return best
@@ -197,104 +224,25 @@ def peak_gflops(
 
 def has_precision(kind: EngineKind, precision: Precision) -> bool:
     """Whether this machine computes in `precision` with this engine."""
-    with contextlib.suppress(EngineError), _engine_for(convolution_model(16, 16), (16, 16), kind, precision, 1):
+    model = convolution_model(16, 16, precision)
+    with contextlib.suppress(EngineError), engine_for(model, (16, 16), kind, precision, 1):
         return True
     return False
 
 
-def _engine_for(model: bytes, hw: tuple[int, int], kind: EngineKind, precision: Precision, threads: int) -> Engine:
+def engine_for(model: bytes, hw: tuple[int, int], kind: EngineKind, precision: Precision, threads: int) -> Engine:
     """As `open_engine`, for a graph that is no bundle's."""
     if kind == "openvino":
         from flawline_engines.open_vino import OpenVinoEngine
 
         return OpenVinoEngine(model, hw, precision=precision, threads=threads)
-    if kind == "onnxruntime" and precision == "fp32":
+    if kind == "onnxruntime":
         from flawline_engines.onnx_runtime import OnnxRuntimeEngine
 
-        return OnnxRuntimeEngine(model, hw, threads=threads)
+        return OnnxRuntimeEngine(model, hw, precision=precision, threads=threads)
     raise EngineError(f"there is no engine {kind!r} in {precision} to measure; expected openvino or onnxruntime")
 
 
 def _convolution_model_gflop(channels: int, side: int) -> float:
     macs_per_pixel = 3 * 3 * (3 * channels + PEAK_DEPTH * channels**2)
     return _OPERATIONS_PER_MAC * macs_per_pixel * side**2 / 1e9
-
-
-def convolution_model(channels: int, side: int) -> bytes:
-    """An ONNX file that keeps the graph's contract (see design.md) and is nothing but 3x3 convolutions inside."""
-    random = np.random.default_rng(0)
-    nodes = [
-        _node("Cast", ["frames"], "cast", to=_FLOAT),
-        _node("Transpose", ["cast"], "x0", perm=[0, 3, 1, 2]),
-    ]
-    weights = []
-    for i in range(1 + PEAK_DEPTH):
-        inputs = channels if i else 3
-        # Of a size that neither grows nor shrinks the values on their way: subnormal numbers would be slow.
-        values = random.standard_normal((channels, inputs, 3, 3)) / math.sqrt(9 * inputs)
-        weights.append(_tensor(f"w{i}", values.astype("<f4")))
-        nodes.append(_node("Conv", [f"x{i}", f"w{i}"], f"x{i + 1}", pads=[1, 1, 1, 1]))
-    nodes += [
-        _node("ReduceMean", [f"x{1 + PEAK_DEPTH}"], "heatmaps", axes=[1], keepdims=0),
-        _node("ReduceMean", ["heatmaps"], "scores", axes=[1, 2], keepdims=0),
-        _node("Identity", ["frames"], "expected"),
-    ]
-    picture = ("n", side, side, 3)
-    graph = b"".join(
-        [
-            *(_field(1, node) for node in nodes),
-            _field(2, b"convolutions"),
-            *(_field(5, weight) for weight in weights),
-            _field(11, _value("frames", _UINT8, picture)),
-            _field(12, _value("scores", _FLOAT, ("n",))),
-            _field(12, _value("heatmaps", _FLOAT, ("n", side, side))),
-            _field(12, _value("expected", _UINT8, picture)),
-        ]
-    )
-    opset = _field(1, b"") + _field(2, 13)  # from 18 on ReduceMean takes its axes as a tensor
-    return _field(1, 8) + _field(7, graph) + _field(8, opset)
-
-
-# A few messages of onnx.proto, by field number: the station has no onnx package, and would use it for this alone.
-_FLOAT, _UINT8 = 1, 2
-_ATTRIBUTE_INT, _ATTRIBUTE_INTS = 2, 7
-
-
-def _varint(number: int) -> bytes:
-    out = bytearray()
-    while number > 0x7F:
-        out.append(number & 0x7F | 0x80)
-        number >>= 7
-    return bytes([*out, number])
-
-
-def _field(number: int, value: int | bytes) -> bytes:
-    if isinstance(value, int):
-        return _varint(number << 3) + _varint(value)
-    return _varint(number << 3 | 2) + _varint(len(value)) + value
-
-
-def _node(operator: str, inputs: list[str], output: str, **attributes: int | list[int]) -> bytes:
-    """A NodeProto."""
-    out = b"".join(_field(1, name.encode()) for name in inputs)
-    out += _field(2, output.encode()) + _field(3, output.encode()) + _field(4, operator.encode())
-    for name, value in attributes.items():
-        if isinstance(value, int):
-            content, kind = _field(3, value), _ATTRIBUTE_INT
-        else:
-            content, kind = b"".join(_field(8, v) for v in value), _ATTRIBUTE_INTS
-        out += _field(5, _field(1, name.encode()) + content + _field(20, kind))
-    return out
-
-
-def _tensor(name: str, values: NDArray[Any]) -> bytes:
-    """A TensorProto of float32."""
-    dims = b"".join(_field(1, size) for size in values.shape)
-    return dims + _field(2, _FLOAT) + _field(8, name.encode()) + _field(9, values.tobytes())
-
-
-def _value(name: str, element: int, shape: Sequence[int | str]) -> bytes:
-    """A ValueInfoProto; a size that is a word is dynamic."""
-    dims = b"".join(_field(1, _field(1, size) if isinstance(size, int) else _field(2, size.encode())) for size in shape)
-    tensor = _field(1, element) + _field(2, dims)
-    return _field(1, name.encode()) + _field(2, _field(1, tensor))

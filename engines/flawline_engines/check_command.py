@@ -58,6 +58,8 @@ def check(
     engine: EngineKind = "auto",
     precision: Precision = "fp32",
     threads: int = 0,
+    state_dir: Path | None = None,
+    url: str | None = None,
 ) -> int:
     """Judge pictures, folders or a video with a bundle, offline. Ends with 3 when any result is not OK.
 
@@ -76,12 +78,16 @@ def check(
     roi
         Region of interest instead of the bundle's: x y width height, in pixels.
     engine
-        auto, tensorrt, tensorrt_rtx, openvino or onnxruntime.
+        auto, tensorrt, tensorrt_rtx, openvino, onnxruntime or triton.
     precision
         fp32; fp16 or int8 for a bundle that `flawline quantize` has been through; bf16 where OpenVINO and the processor
         have it.
     threads
         0 leaves their number to the engine.
+    state_dir
+        The station's state directory, where `flawline build` keeps plans; without it the user's cache folder.
+    url
+        Of triton: HOST:8001, or grpcs://HOST:PORT with TLS.
     """
     if not paths:
         raise InputError("nothing to check; name pictures, folders or videos behind the bundle")
@@ -112,7 +118,7 @@ def check(
         Console(stderr=True, highlight=False, soft_wrap=True),
     )
     with (
-        open_engine(opened, engine, precision=precision, threads=threads) as runner,
+        open_engine(opened, engine, precision=precision, threads=threads, state_dir=state_dir, url=url) as runner,
         Progress(console=err, transient=True, disable=not err.is_terminal) as progress,
     ):
         task = progress.add_task("checking", total=n_expected)

@@ -38,13 +38,14 @@ _log = logging.getLogger(__name__)
 MAX_BATCH = 64
 """Frames in one call; the graph is exported, and TensorRT plans are built, for 1 to this many."""
 
-EngineKind = Literal["auto", "tensorrt", "tensorrt_rtx", "openvino", "onnxruntime"]
+EngineKind = Literal["auto", "tensorrt", "tensorrt_rtx", "openvino", "onnxruntime", "triton"]
 Precision = Literal["fp32", "bf16", "fp16", "int8"]
 Provider = Literal["auto", "cpu", "cuda", "tensorrt"]
 """Of ONNX Runtime: which of its own backends computes. `auto` takes CUDA where it is built in, else the CPU."""
 
 GPU_KINDS: tuple[EngineKind, ...] = ("tensorrt", "tensorrt_rtx")
 _FASTEST_FIRST: tuple[EngineKind, ...] = (*GPU_KINDS, "openvino", "onnxruntime")
+"""Those of this machine. `triton` is another machine, and never taken unless it is asked for."""
 
 MODEL_MEMBERS: dict[Precision, str] = {
     "fp32": MODEL,
@@ -118,17 +119,23 @@ def open_engine(
     threads: int = 0,
     provider: Provider = "auto",
     state_dir: Path | None = None,
+    url: str | None = None,
+    timeout_s: float = 1.0,
 ) -> Engine:
     """An engine for the bundle, to be entered with `with`.
 
     `auto` takes TensorRT or TensorRT-RTX where a plan is stored for this GPU, OpenVINO on x86, else ONNX Runtime; each
     step down is logged once with its reason. TensorRT asked for by name compiles a missing plan on entering, which
     takes minutes. `threads` 0 leaves their number to the engine; `provider` is ONNX Runtime's; `state_dir` is where plans
-    are kept, by default the user's cache folder. Raises `EngineError` for a kind or precision that this machine
-    cannot give.
+    are kept, by default the user's cache folder; `url` is Triton's, and `timeout_s` the time that it has for an answer.
+    Raises `EngineError` for a kind or precision that this machine cannot give.
     """
-    if kind not in ("auto", *_FASTEST_FIRST):
-        raise EngineError(f"engine {kind!r} is unknown; expected auto, {', '.join(_FASTEST_FIRST)}")
+    if kind not in ("auto", *_FASTEST_FIRST, "triton"):
+        raise EngineError(f"engine {kind!r} is unknown; expected auto, {', '.join(_FASTEST_FIRST)} or triton")
+    if kind == "triton":
+        from flawline_engines.triton import open_triton
+
+        return open_triton(bundle, url, precision=precision, timeout_s=timeout_s)
     model, hw = model_for(bundle, precision), (bundle.frame.height, bundle.frame.width)
 
     def tensorrt(module: Literal["tensorrt", "tensorrt_rtx"]) -> Engine:

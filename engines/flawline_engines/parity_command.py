@@ -26,6 +26,7 @@ def parity(
     threads: int = 0,
     provider: Provider = "auto",
     state_dir: Path | None = None,
+    url: str | None = None,
     json: bool = False,
 ) -> int:
     """Hold an engine against ONNX Runtime in fp32, on the bundle's golden pictures. Ends with 1 when it is refused.
@@ -35,7 +36,7 @@ def parity(
     bundle
         A .flawline file.
     engine
-        auto, tensorrt, tensorrt_rtx, openvino or onnxruntime. TensorRT's plan is compiled if there is none.
+        auto, tensorrt, tensorrt_rtx, openvino, onnxruntime or triton. TensorRT's plan is compiled if there is none.
     precision
         fp32, fp16 or int8 (see `flawline quantize`), or bf16 (OpenVINO only).
     threads
@@ -44,12 +45,14 @@ def parity(
         Of onnxruntime: auto, cpu, cuda or tensorrt.
     state_dir
         The station's state directory, where plans are kept; without it the user's cache folder.
+    url
+        Of triton: HOST:8001, or grpcs://HOST:PORT with TLS.
     json
         Print one JSON object instead of a table.
     """
     opened = Bundle.open(bundle)
     with open_engine(
-        opened, engine, precision=precision, threads=threads, provider=provider, state_dir=state_dir
+        opened, engine, precision=precision, threads=threads, provider=provider, state_dir=state_dir, url=url
     ) as runner:
         found = check_parity(opened, runner)
     if json:

@@ -116,6 +116,22 @@ class PlanStore:
             )
         return StoredPlan(plan, parity)
 
+    def of_model(self, onnx_sha256: str, module: str, precision: str) -> list[tuple[PlanKey, StoredPlan]]:
+        """All plans of a model that may serve, for whatever GPU, the oldest first; damaged and refused ones are left out."""
+        found = []
+        for path in self._folder.glob(f"{module}-{precision}-*.json"):
+            try:
+                tree = json.loads(path.read_bytes())["key"]
+                key = PlanKey(**{field.name: str(tree[field.name]) for field in fields(PlanKey)})
+                if key.onnx_sha256 != onnx_sha256 or self.path(key).with_suffix(".json") != path:
+                    continue
+                stored = self.load(key)
+                if stored.parity.accepted:
+                    found.append((path.stat().st_mtime_ns, key, stored))
+            except (OSError, ValueError, KeyError, TypeError, RecursionError, MissingPlanError):
+                continue
+        return [(key, stored) for _, key, stored in sorted(found, key=lambda each: each[0])]
+
     def save(self, key: PlanKey, plan: bytes, parity: Parity) -> Path:
         """Write a plan and its sidecar, each atomically; between the two the old sidecar refuses the new plan.
 

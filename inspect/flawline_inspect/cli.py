@@ -108,6 +108,11 @@ _add(
     "flawline build part.flawline --builder-only",
 )  # fmt: skip
 _add(
+    app, "export", "flawline_engines.export_command:export", _MODEL,
+    "Write a bundle's graph into a Triton model repository.",
+    "flawline export part.flawline --triton models/", "flawline export part.flawline --triton models/ --precision fp16 --state-dir state/",
+)  # fmt: skip
+_add(
     app, "parity", "flawline_engines.parity_command:parity", _TOOLS,
     "Hold an engine against ONNX Runtime in fp32.",
     "flawline parity part.flawline --engine openvino", "flawline parity part.flawline --engine tensorrt --precision fp16",

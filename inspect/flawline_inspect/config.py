@@ -240,8 +240,19 @@ class RecipeConfig(_Section):
 
 
 class EngineConfig(_Section):
-    kind: Literal["auto", "tensorrt", "tensorrt_rtx", "openvino", "onnxruntime"] = _key(
-        "auto takes the fastest that works here, and another while a GPU's plan is compiled", default="auto"
+    kind: Literal["auto", "tensorrt", "tensorrt_rtx", "openvino", "onnxruntime", "triton"] = _key(
+        "auto takes the fastest that works here, and another while a GPU's plan is compiled; triton asks the server at `url`",
+        default="auto",
+    )
+    url: str | None = _key(
+        "triton: the server's address for gRPC, HOST:8001, or grpcs://HOST:PORT with TLS", default=None, min_length=1
+    )
+    timeout_ms: float = _key(
+        "triton: how long an answer may take; longer outlasts a slow or restarting server, and keeps a part waiting",
+        default=1000.0,
+        gt=0,
+        le=60000,
+        unit="ms",
     )
     precision: Literal["fp32", "bf16", "fp16", "int8"] = _key(
         "fp16 and int8 need a bundle that `flawline quantize` has been through; bf16 needs OpenVINO on a processor that has it",
@@ -251,6 +262,27 @@ class EngineConfig(_Section):
         "which backend onnxruntime computes with; auto takes CUDA where onnxruntime-gpu is installed", default="auto"
     )
     threads: int = _key("0 lets the engine choose; fewer leave cores to others", default=0, ge=0, le=256)
+    max_batch: int | None = _key(
+        "several cameras: frames that wait together are inferred together, up to this many; more is faster for all of "
+        "them and later for the first; null is 1 on a CPU, where little is gained, and 8 on a GPU",
+        default=None,
+        ge=1,
+        le=64,
+    )
+    batch_window_ms: float = _key(
+        "several cameras: how long a frame may wait for others while the engine is idle; 0 holds none up, more makes "
+        "larger batches of cameras that are not triggered together",
+        default=0.0,
+        ge=0,
+        le=1000,
+        unit="ms",
+    )
+
+    @model_validator(mode="after")
+    def _triton_has_an_address(self) -> EngineConfig:
+        if (self.kind == "triton") != (self.url is not None):
+            raise ValueError("kind triton and url belong together: give both or neither")
+        return self
 
 
 class JournalConfig(_Section):

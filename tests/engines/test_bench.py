@@ -12,19 +12,21 @@ import numpy as np
 import onnx
 import pytest
 from numpy.typing import NDArray
+from tests.engines.test_onnx_file import initializers
 from tests.inspect_.bundles import SIDE, golden_picture, small_manifest, small_members
 
 from flawline_edge import bench_command
 from flawline_engines.bench import (
-    PEAK_DEPTH,
     conv_gflop,
     convolution_model,
     graph_cost,
     has_precision,
     measure,
     peak_gflops,
+    times_in_turn,
 )
-from flawline_engines.engine import installed_kinds
+from flawline_engines.engine import EngineKind, Precision, installed_kinds
+from flawline_engines.onnx_file import PEAK_DEPTH
 from flawline_engines.onnx_runtime import OnnxRuntimeEngine
 from flawline_inspect.bundle import MODEL, bundle_bytes
 from flawline_inspect.errors import CameraError, EngineError, InputError
@@ -102,6 +104,13 @@ def test_operations_are_those_counted_by_hand(name: str) -> None:
     assert conv_gflop(model, (HEIGHT, WIDTH)) == pytest.approx(2 * macs / 1e9, rel=1e-12)
 
 
+def test_activations_are_what_goes_into_and_out_of_the_layers() -> None:
+    """Two layers in a row: the values between them are written once and read once."""
+    model, _ = COUNTED["two in a row"]
+    assert graph_cost(model, (HEIGHT, WIDTH)).activations == PIXELS * (3 + 4 + 4 + 5)
+    assert graph_cost(COUNTED["nothing to count"][0], (HEIGHT, WIDTH)).activations == 0
+
+
 def test_operations_do_not_change_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The profile that they are read from is not left behind."""
     monkeypatch.chdir(tmp_path)
@@ -147,10 +156,11 @@ def test_graph_is_network_and_tail(small_graph) -> None:
     assert cost.gflop == cost.network_gflop + cost.tail_gflop
 
 
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 @pytest.mark.parametrize(("channels", "side"), [(1, 16), (16, 32), (64, 16)])
-def test_convolution_model_is_onnx(channels: int, side: int) -> None:
+def test_convolution_model_is_onnx(channels: int, side: int, precision: Precision) -> None:
     """The file that is put together by hand passes ONNX's own checker and has the operations that it is divided by."""
-    data = convolution_model(channels, side)
+    data = convolution_model(channels, side, precision)
     model = onnx.load_from_string(data)
     onnx.checker.check_model(model, full_check=True)
     assert [value.name for value in model.graph.output] == ["scores", "heatmaps", "expected"]
@@ -158,11 +168,19 @@ def test_convolution_model_is_onnx(channels: int, side: int) -> None:
     assert conv_gflop(data, (side, side)) == pytest.approx(2 * macs / 1e9)
 
 
-def test_convolution_model_keeps_its_values_in_range() -> None:
-    """Neither overflow nor subnormal numbers, which would take another time."""
-    with OnnxRuntimeEngine(convolution_model(32, 32), (32, 32), threads=1) as engine:
-        heatmap = engine.infer(np.full((1, 32, 32, 3), 200, np.uint8)).heatmaps
-    assert 1e-3 < np.abs(heatmap).max() < 1e6
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_convolution_model_computes_the_same_in_every_precision(precision: Precision) -> None:
+    """Neither overflow nor subnormal numbers nor saturated ones, which would take another time."""
+    frames = np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3), np.uint8)
+
+    def heatmap(precision: Precision) -> NDArray[np.float32]:
+        model = convolution_model(32, 32, precision)
+        with OnnxRuntimeEngine(model, (32, 32), precision=precision, threads=1) as engine:
+            return engine.infer(frames).heatmaps
+
+    exact = heatmap("fp32")
+    assert 1 < np.abs(exact).max() < 1e4
+    assert np.abs(heatmap(precision) - exact).max() < 0.1 * np.abs(exact).max()
 
 
 class CountingEngine:
@@ -188,6 +206,16 @@ def test_measure_makes_sense(batch: int) -> None:
     assert 0 < found.frames_per_s <= batch * 1e3 / found.min_ms * (1 + 1e-9)
 
 
+def test_calls_take_turns() -> None:
+    """In rounds, so that a busy second falls on both; each has as many runs as asked for, whatever the other takes."""
+    order: list[str] = []
+    found = times_in_turn([lambda: order.append("a"), lambda: order.append("b")], seconds=0.0, rounds=3, min_runs=6)
+    assert [len(ms) for ms in found] == [6, 6]
+    measured = "".join(order)[-12:]
+    assert measured == "aabb" * 3
+    assert all((ms >= 0).all() for ms in found)
+
+
 def test_measure_goes_on_for_the_time() -> None:
     """With calls that take next to nothing there are many of them."""
     found = measure(CountingEngine(), np.zeros((1, 4, 4, 3), np.uint8), seconds=0.02, min_runs=1)  # type: ignore[arg-type]
@@ -195,18 +223,20 @@ def test_measure_goes_on_for_the_time() -> None:
     assert found.runs > 1
 
 
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 @pytest.mark.parametrize("kind", ["onnxruntime", "openvino"])
-def test_peak_is_a_rate(kind: str) -> None:
+def test_peak_is_a_rate(kind: EngineKind, precision: Precision) -> None:
     """Positive and finite; the best of the shapes."""
     if kind not in installed_kinds():
         pytest.skip(f"{kind} does not run on this machine")
-    peak = peak_gflops(kind, threads=1, shapes=[(16, 32), (32, 16)], seconds=0.01)  # type: ignore[arg-type]
+    peak = peak_gflops(kind, precision=precision, threads=1, shapes=[(16, 32), (32, 16)], seconds=0.01)
     assert math.isfinite(peak) and peak > 0
 
 
 def test_peak_in_a_precision_that_is_not_there() -> None:
-    """ONNX Runtime computes in fp32 only, here as on the line."""
+    """ONNX Runtime has no bf16, here as on the line; TensorRT needs a GPU."""
     assert not has_precision("onnxruntime", "bf16")
+    assert not has_precision("tensorrt", "fp32")
     assert has_precision("onnxruntime", "fp32")
     with pytest.raises(EngineError, match="bf16"):
         peak_gflops("onnxruntime", precision="bf16")
@@ -243,6 +273,14 @@ ROW_KEYS = {
     "gflop_per_s",
     "peak_gflop_per_s",
     "share_of_peak",
+    "copy_gb_per_s",
+    "bound_ms",
+    "bound_by",
+    "share_of_bound",
+    "layers_through_memory_ms",
+    "network_ms",
+    "network_share_of_peak",
+    "tail_share_of_network",
 }
 DAEMON_KEYS = {
     "parts",
@@ -268,7 +306,7 @@ def test_json_of_the_engines(bundle: Path, capsys: pytest.CaptureFixture[str]) -
     printed = capsys.readouterr()
     assert printed.out.count("\n") == 1
     report = json.loads(printed.out)
-    assert report.keys() == {"model", "frame_wh", "machine", "gflop_per_frame", "engines", "daemon", "memory"}
+    assert report.keys() == {"model", "frame_wh", "machine", "gflop_per_frame", "bytes", "engines", "daemon", "memory"}
     assert report["daemon"] is None and report["memory"] is None
     assert report["frame_wh"] == [SIDE, SIDE]
     assert report["gflop_per_frame"]["total"] == pytest.approx(conv_gflop(convolution_model(16, SIDE), (SIDE, SIDE)))
@@ -280,6 +318,12 @@ def test_json_of_the_engines(bundle: Path, capsys: pytest.CaptureFixture[str]) -
         assert row.keys() == ROW_KEYS
         assert 0 < row["min_ms"] <= row["median_ms"] <= row["p99_ms"]
         assert row["share_of_peak"] == pytest.approx(row["gflop_per_s"] / row["peak_gflop_per_s"])
+        assert row["bound_by"] in ("arithmetic", "memory")
+        assert row["share_of_bound"] == pytest.approx(row["bound_ms"] / row["median_ms"])
+        assert row["network_ms"] > 0 and math.isfinite(row["tail_share_of_network"])
+    weights = sum(array.nbytes for array in initializers(convolution_model(16, SIDE)))
+    assert report["bytes"]["fp32"]["weights"] == weights
+    assert report["bytes"]["fp32"]["picture"] == 10 * SIDE * SIDE + 4
     assert "onnxruntime" in printed.err
 
 
@@ -306,7 +350,8 @@ def test_tables_name_what_was_measured(bundle: Path, capsys: pytest.CaptureFixtu
     bench_command.bench(bundle, engines=["onnxruntime"], threads=[1], batches=[1, 2], seconds=0.01, parts=0)
     out = capsys.readouterr().out
     assert "GFLOP a frame" in out and "bottle-" in out
-    assert len([line for line in out.splitlines() if line.startswith("onnxruntime")]) == 2
+    assert len([line for line in out.splitlines() if line.startswith("onnxruntime")]) == 4  # and the limit of each
+    assert "bound, in ms" in out and "MB of weights" in out
 
 
 WRONG_OPTIONS: dict[str, tuple[dict[str, Any], str]] = {

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from tests.edge.stand_ins import BAD_LEVEL, LIMIT_LEVEL, OK_LEVEL, level_bundle, level_bundle_bytes, picture
 from tests.inspect_.bundles import with_health
 
+from flawline_engines import check_command
 from flawline_engines.check_command import check
-from flawline_engines.engine import Inference
+from flawline_engines.engine import Inference, open_engine
 from flawline_engines.onnx_runtime import OnnxRuntimeEngine
 from flawline_inspect.bundle import Bundle
 from flawline_inspect.errors import BundleError, EngineError, InputError
@@ -389,6 +390,23 @@ def test_the_command_line_knows_it(
         main([*command, "4.5"])
     assert ended.value.code == 2
     assert "does not exist" in capsys.readouterr().err
+
+
+def test_plans_lie_in_the_state_directory(
+    bundle: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`--state-dir` is where `flawline build` kept the plan, and is told to whoever opens the engine."""
+    asked = []
+
+    def opened(*args: Any, **options: Any) -> Any:
+        asked.append(options["state_dir"])
+        return open_engine(*args, **options)
+
+    monkeypatch.setattr(check_command, "open_engine", opened)
+    save(folder / "a.png", OK_LEVEL)
+    assert run(bundle, folder, state_dir=tmp_path / "state") == 0
+    assert run(bundle, folder) == 0
+    assert asked == [tmp_path / "state", None]
 
 
 def test_every_option_is_documented() -> None:

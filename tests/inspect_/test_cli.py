@@ -221,7 +221,7 @@ def commands(of: App = app, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]
 
 COMMANDS = [
     ("bench",), ("build",), ("bundle", "show"), ("bundle", "verify"), ("check",), ("config", "check"), ("config", "schema"),
-    ("demo",), ("eval",), ("parity",), ("quantize",), ("report",), ("run",), ("sample",), ("simulate",),
+    ("demo",), ("eval",), ("export",), ("parity",), ("quantize",), ("report",), ("run",), ("sample",), ("simulate",),
     ("train",), ("verdicts",),
 ]  # fmt: skip
 MODULES = {
@@ -230,6 +230,7 @@ MODULES = {
     "check": "flawline_engines.check_command",
     "demo": "flawline_edge.demo_command",
     "eval": "flawline_train.eval_command",
+    "export": "flawline_engines.export_command",
     "parity": "flawline_engines.parity_command",
     "quantize": "flawline_train.quantize_command",
     "report": "flawline_train.report_command",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,8 +17,10 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from tests.inspect_.bundles import small_manifest
 from tests.train_.parts import level_onnx, write
 
+from flawline_engines import open_engine
 from flawline_inspect.bundle import MODEL, Bundle, bundle_bytes
 from flawline_inspect.errors import InputError
+from flawline_train.eval_command import eval_command
 from flawline_train.evaluate import Evaluation, Judged, _auroc_interval, _pixel_metrics, evaluate
 
 SIDE = 32
@@ -419,3 +422,18 @@ def test_what_cannot_be_judged_is_rejected_and_counted(tmp_path: Path) -> None:
     ranks = {"good": [6.2, 8.0, 9.5, 99.0], "dent": [7.0, 18.0, 99.0]}
     labels, scores = zip(*((kind == "dent", score) for kind, many in ranks.items() for score in many), strict=True)
     assert found.image_auroc == pytest.approx(roc_auc_score(labels, scores))
+
+
+def test_plans_lie_in_the_state_directory(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`flawline eval --state-dir` tells whoever opens the engine where `flawline build` kept the plan."""
+    asked = []
+
+    def opened(*args: Any, **options: Any) -> Any:
+        asked.append(options["state_dir"])
+        return open_engine(*args, **options)
+
+    monkeypatch.setattr(importlib.import_module("flawline_train.evaluate"), "open_engine", opened)
+    path = tmp_path / "level.flawline"
+    path.write_bytes(bundle_bytes(small_manifest(golden=[]), {MODEL: level_onnx((SIDE, SIDE), gain=GAIN)}))
+    eval_command(path, dataset, engine="onnxruntime", json=True, state_dir=tmp_path / "state")
+    assert asked == [tmp_path / "state"]

@@ -17,7 +17,14 @@ __all__ = ["eval_command"]
 
 
 def eval_command(
-    bundle: Path, dataset: Path, /, *, json: bool = False, engine: EngineKind = "auto", threads: int = 0
+    bundle: Path,
+    dataset: Path,
+    /,
+    *,
+    json: bool = False,
+    engine: EngineKind = "auto",
+    threads: int = 0,
+    state_dir: Path | None = None,
 ) -> None:
     """Measure a bundle on a data set with good and defective parts.
 
@@ -30,9 +37,11 @@ def eval_command(
     json
         Print one JSON object.
     engine
-        auto, openvino or onnxruntime.
+        auto, tensorrt, tensorrt_rtx, openvino or onnxruntime.
     threads
         0 leaves their number to the engine.
+    state_dir
+        The station's state directory, where `flawline build` keeps plans; without it the user's cache folder.
     """
     err = Console(stderr=True, highlight=False, soft_wrap=True)
     opened = Bundle.open(bundle)
@@ -43,6 +52,7 @@ def eval_command(
             dataset,
             engine=engine,
             threads=threads,
+            state_dir=state_dir,
             on_progress=lambda done, of: progress.update(task, completed=done, total=of),
         )
     for reason in result.skipped:

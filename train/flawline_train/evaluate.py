@@ -110,11 +110,13 @@ def evaluate(
     *,
     engine: EngineKind = "auto",
     threads: int = 0,
+    state_dir: Path | None = None,
     on_progress: Callable[[int, int], None] | None = None,
     on_judged: Callable[[Judged], None] | None = None,
 ) -> Evaluation:
     """Score every test picture at the bundle's own threshold; `on_judged` gets each in turn.
 
+    `state_dir` is where compiled plans lie, see `open_engine`.
     Unreadable pictures are skipped and named in `skipped`; those that cannot be judged are rejected, as on the
     line. Raises `InputError` when the layout is another, or when good or defective pictures are missing.
     """
@@ -130,7 +132,7 @@ def evaluate(
     heatmaps: list[NDArray[np.float32]] = []
     masks: list[NDArray[np.uint8]] = []
     skipped: list[str] = []
-    with open_engine(bundle, engine, threads=threads) as runner:
+    with open_engine(bundle, engine, threads=threads, state_dir=state_dir) as runner:
         for done, sample in enumerate(samples, 1):
             try:
                 frame, placement = bundle.fit(read_picture(sample.path))
