@@ -125,6 +125,11 @@ class TriggerCommands:
         while (trigger := self.next(timeout_s=0.0)) is not None:
             self._path.settle(trigger, Decision.undefined(Reason.STOPPED))
 
+    @property
+    def waiting(self) -> int:
+        """Triggers that wait for the one in work."""
+        return self._waiting.qsize()
+
     def next(self, *, timeout_s: float) -> Trigger | None:
         """The trigger that has waited longest."""
         try:

@@ -45,13 +45,15 @@ class Judgement:
     placement: Placement
     fit_ms: float
     infer_ms: float
+    decide_ms: float = 0.0
 
 
 class Inspector:
     """A context manager; on entering, the engine is opened, warmed up and tested with the golden pictures.
 
     With engine `auto`, a GPU whose plan is not compiled yet takes over between two parts when it is; `on_switch` is
-    then called by the thread that judges. Plans are kept below `state_dir`.
+    then called by the thread that judges. Plans are kept below `state_dir`. `public_key` is whose signature the bundle
+    must have; None asks for none.
     """
 
     def __init__(
@@ -60,12 +62,13 @@ class Inspector:
         recipe: RecipeConfig,
         engine: EngineConfig,
         *,
+        public_key: Path | None,
         roi: Roi | None = None,
         state_dir: Path | None = None,
         on_switch: Callable[[], None] = lambda: None,
     ) -> None:
         self.number = number
-        self.bundle = Bundle.open(recipe.bundle)
+        self.bundle = Bundle.open(recipe.bundle, public_key=public_key)
         self.rule = DecisionRule(recipe.threshold or self.bundle.threshold, recipe.review_band)
         self._roi, self._state_dir, self._on_switch = roi, state_dir, on_switch
         self._opening = open_engine(
@@ -125,6 +128,7 @@ class Inspector:
         inference = self._engine.infer(frame[None])
         inferred = time.perf_counter()
         decision = self.rule.decide(inference.scores[0], inference.heatmaps[0])
+        decided = time.perf_counter()
         return Judgement(
             decision,
             inference.heatmaps[0],
@@ -132,6 +136,7 @@ class Inspector:
             placement,
             fit_ms=1e3 * (fitted - begin),
             infer_ms=1e3 * (inferred - fitted),
+            decide_ms=1e3 * (decided - inferred),
         )
 
     def _switch(self) -> None:

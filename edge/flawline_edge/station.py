@@ -26,6 +26,8 @@ from flawline_edge.cameras.newest import NewestFrame
 from flawline_edge.commands import TriggerCommands
 from flawline_edge.inspector import Inspector
 from flawline_edge.journal import Journal, JournalError, next_boot
+from flawline_edge.metrics import CameraFigures, Figures
+from flawline_edge.operations import Operations
 from flawline_edge.publisher import Publisher, StationState
 from flawline_edge.trigger import Trigger
 from flawline_edge.verdict_path import Alarms, Counts, Inspection, Observer, VerdictPath
@@ -63,12 +65,15 @@ class Station:
             config.recipe,
             config.recipes[config.recipe],
             config.engine,
+            public_key=config.security.public_key,
             roi=config.cameras[0].roi,
             state_dir=config.state_dir,
             on_switch=self._on_switch,
         )
         self._state = StationState("starting", "", config.recipe, self._inspector.bundle.model_id, "", "", "")
         self._commands: TriggerCommands | None = None
+        self._journal: Journal | None = None
+        self._operations = Operations(config, self._figures)
 
     # --- life ----------------------------------------------------------------------------------------------------
 
@@ -81,10 +86,11 @@ class Station:
         config = self.config
         with ExitStack() as stack:
             stack.enter_context(_locked(config.state_dir))
+            stack.enter_context(self._operations)
             boot = next_boot(config.state_dir)
             self._state = replace(self._state, boot=boot)
             host, port = self._broker(stack)
-            journal = stack.enter_context(Journal(config.state_dir / "journal.sqlite"))
+            journal = self._journal = stack.enter_context(Journal(config.state_dir / "journal.sqlite"))
             if restarted := journal.recover(boot):
                 _log.warning("%d parts had no verdict when the station last ended; `restart` on history", restarted)
             self._publisher = Publisher(
@@ -109,7 +115,7 @@ class Station:
                 deadline_s=config.deadline_ms / 1e3,
                 journal_required=config.journal == "required",
                 counts=self.counts,
-                observers=self._observers,
+                observers=(*self._observers, self._operations.observer(config.cameras[0].name)),
             )
             commands = self._commands = TriggerCommands(
                 path,
@@ -117,6 +123,7 @@ class Station:
                 status=self._status,
                 journal_required=config.journal == "required",
             )
+            self._operations.state_changed(self._state)
             self._publisher.start()
             try:
                 with path:
@@ -159,6 +166,8 @@ class Station:
             stack.enter_context(self._inspector)
             self._state = replace(self._state, engine=self._inspector.engine_kind, precision=self._inspector.precision)
             self._wait_for_broker(stop)
+            self._lane = self._operations.lane(self.config.cameras[0].name)
+            stack.callback(self._lane.over)
             self._set_state("ready")
             if self.config.trigger.kind == "mqtt":
                 commands.open()
@@ -184,11 +193,13 @@ class Station:
             _log.info("%s: %s%s", self.config.station, state, f" ({reason})" if reason else "")
         self._state = replace(self._state, state=state, reason=reason)
         self._publisher.set_state(self._state)
+        self._operations.state_changed(self._state)
 
     def _on_switch(self) -> None:
         """Another engine serves from the next part on."""
         self._state = replace(self._state, engine=self._inspector.engine_kind, precision=self._inspector.precision)
         self._publisher.set_state(self._state)
+        self._operations.state_changed(self._state)
 
     def _on_command(self, name: str, payload: bytes, retained: bool) -> None:
         assert self._commands is not None
@@ -203,6 +214,30 @@ class Station:
             "threshold": round(self._inspector.rule.threshold, 4),
         }
 
+    def _figures(self) -> Figures | None:
+        """For the metrics, on their reader's thread."""
+        journal, commands = self._journal, self._commands
+        if journal is None or commands is None:
+            return None
+        try:
+            undelivered = journal.undelivered()
+        except JournalError:
+            undelivered = None
+        idle_s = {lane.name: lane.idle_s for lane in self._operations.progress.lanes}
+        name = self.config.cameras[0].name
+        camera = CameraFigures(
+            name, commands.waiting, self.counts.dropped, self.counts.camera_losses, idle_s.get(name, 0.0)
+        )
+        return Figures(
+            state=self._state,
+            cameras=(camera,),
+            unjournaled=self.counts.unjournaled,
+            connected=self._publisher.connected,
+            broker=self._publisher.counters,
+            undelivered=undelivered,
+            no_subscriber=self._publisher.no_subscriber,
+        )
+
     # --- where parts come from -------------------------------------------------------------------------------------
 
     def _inspect_newest(self, newest: NewestFrame, path: VerdictPath, stop: threading.Event) -> None:
@@ -212,6 +247,7 @@ class Station:
         too_early = 0
         while not stop.is_set() and not newest.ended:
             frame = newest.get(POLL_S)
+            self._lane.came_round()
             self._note_camera(newest.error)
             if frame is None or frame.arrived_monotonic < ready:
                 continue  # what passed during the start was not inspected, and says nothing about now
@@ -228,8 +264,9 @@ class Station:
         interval_s = max(self._camera.interval_s, 1 / self.config.trigger.max_rate)
         due = time.monotonic()
         for picture in _each(self._camera):
-            if stop.wait(max(0.0, due - time.monotonic())):
-                return
+            with self._lane.waiting():
+                if stop.wait(max(0.0, due - time.monotonic())):
+                    return
             due = max(due + interval_s, time.monotonic())
             if isinstance(picture, PictureLost):
                 _log.warning("%s", picture)
@@ -249,6 +286,7 @@ class Station:
         """Triggers from MQTT, live camera: the answer is the first frame that began after the trigger."""
         while not stop.is_set() and not newest.ended:
             self._note_camera(newest.error)
+            self._lane.came_round()
             trigger = commands.next(timeout_s=POLL_S)
             if trigger is None:
                 continue
@@ -263,6 +301,7 @@ class Station:
         after = trigger.started + self.config.trigger.delay_ms / 1e3
         while not stop.is_set() and not newest.ended and newest.error is None and not trigger.claimed:
             frame = newest.get_after(after, POLL_S)
+            self._lane.came_round()
             if frame is not None:
                 return frame
         return None
@@ -275,6 +314,8 @@ class Station:
                 if stop.is_set():
                     return
                 trigger = commands.next(timeout_s=POLL_S)
+                self._lane.came_round()
+            self._lane.came_round()
             trigger.part = trigger.part or picture.part
             if isinstance(picture, PictureLost):
                 _log.warning("%s", picture)
@@ -287,6 +328,7 @@ class Station:
     def _note_camera(self, error: CameraError | None) -> None:
         """A lost camera shows as alarm and state, once when it goes and once when it is back."""
         if self._alarms.set("camera", str(error) if error is not None else ""):
+            self.counts.camera_losses += error is not None
             self._set_state("fault" if error is not None else "ready", reason="camera" if error is not None else "")
 
 

@@ -39,7 +39,7 @@ class Inspection:
 
     `late`: the deadline had passed and this verdict was not published. `overhead_ms` runs from the trigger, or the
     frame's arrival where that is later, to the verdict's hand-over to MQTT, less inference; `journal_ms` is the wait
-    for the disk in it.
+    for the disk in it. `capture_ms` is from the trigger to the frame's arrival, 0 for a frame that was its own trigger.
     """
 
     verdict: Verdict
@@ -48,6 +48,7 @@ class Inspection:
     late: bool = False
     overhead_ms: float = 0.0
     journal_ms: float = 0.0
+    capture_ms: float = 0.0
 
 
 Observer = Callable[[Inspection], None]
@@ -62,6 +63,7 @@ class Counts:
     dropped: int = 0
     late: int = 0
     unjournaled: int = 0
+    camera_losses: int = 0
 
     @property
     def inspected(self) -> int:
@@ -210,16 +212,18 @@ class VerdictPath:
         else:
             self._alarms.set("journal", "")
         journal_ms = 1e3 * (time.monotonic() - before)
+        capture_ms = 1e3 * max(0.0, frame.arrived_monotonic - trigger.started) if frame is not None else 0.0
         if time.monotonic() < trigger.deadline and trigger.claim():
             self._publisher.publish_verdict(verdict, until=trigger.deadline)
             # A frame that waited in the camera is not the daemon's overhead: count from the start of its journey here.
             began = max(trigger.started, frame.arrived_monotonic if frame is not None else trigger.started)
             spent_ms = 1e3 * (time.monotonic() - began) - (judgement.infer_ms if judgement is not None else 0.0)
-            self._tell(Inspection(verdict, frame, judgement, overhead_ms=spent_ms, journal_ms=journal_ms))
+            told = Inspection(verdict, frame, judgement, False, spent_ms, journal_ms, capture_ms)
+            self._tell(told)
         else:
             if trigger.claim():  # past the deadline, but the clock's thread has not come to it yet
                 self._on_deadline(trigger)
-            self._tell(Inspection(verdict, frame, judgement, late=True, journal_ms=journal_ms))
+            self._tell(Inspection(verdict, frame, judgement, True, 0.0, journal_ms, capture_ms))
 
     def refuse(self, trigger: Trigger, reason: Reason) -> None:
         """Undefined at once, without waiting for anything: on whatever thread this is."""

@@ -282,6 +282,24 @@ class MqttConfig(_Section):
         return self
 
 
+class MetricsConfig(_Section):
+    """What Prometheus reads, over HTTP without a login."""
+
+    host: str = _key(
+        "the address to listen on; 127.0.0.1 is this machine only, 0.0.0.0 is everybody who can reach it",
+        default="127.0.0.1",
+        min_length=1,
+    )
+    port: int = _key("0 switches metrics off; 9464 is what exporters usually take", default=0, ge=0, le=65535)
+
+
+class SecurityConfig(_Section):
+    public_key: FilePath | None = _key(
+        "only bundles signed with the key that belongs to this one (.pub of `flawline bundle keygen`) are used; null takes any",
+        default=None,
+    )
+
+
 class Config(_Section):
     """A station."""
 
@@ -312,6 +330,11 @@ class Config(_Section):
         default="best_effort",
     )
     mqtt: MqttConfig = _key("the broker", default_factory=MqttConfig)
+    metrics: MetricsConfig = _key("figures for Prometheus", default_factory=MetricsConfig)
+    log: Literal["text", "json"] = _key(
+        "text for people; json is one object a line with time, level, logger, message and station", default="text"
+    )
+    security: SecurityConfig = _key("whose models the station runs", default_factory=SecurityConfig)
 
     @model_validator(mode="after")
     def _parts_agree(self) -> Config:

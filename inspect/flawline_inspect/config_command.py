@@ -30,7 +30,7 @@ def check(file: Path = DEFAULT_CONFIG, /) -> int:
     config = load_config(file)
     for number, recipe in sorted(config.recipes.items()):
         try:
-            Bundle.open(recipe.bundle)
+            Bundle.open(recipe.bundle, public_key=config.security.public_key)
         except BundleError as exc:
             raise BundleError(f"{file}: recipes.{number}: {exc}") from exc
     print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, default_flow_style=None), end="")

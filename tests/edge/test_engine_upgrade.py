@@ -103,6 +103,7 @@ def inspector(bundle: Bundle, switched: list[str] | None = None) -> Inspector:
         1,
         RecipeConfig(bundle=Path(bundle.source)),
         EngineConfig(kind="onnxruntime", threads=1),
+        public_key=None,
         on_switch=lambda: None if switched is None else switched.append(made.engine_kind),
     )
     return made

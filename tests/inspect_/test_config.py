@@ -97,6 +97,9 @@ def test_defaults() -> None:
             "tls": None,
             "username": None,
         },
+        "metrics": {"host": "127.0.0.1", "port": 0},
+        "log": "text",
+        "security": {"public_key": None},
     }
 
 
@@ -115,6 +118,7 @@ def test_what_is_in_force_is_a_configuration() -> None:
         pytest.param(top(recipes={1: "good"}), lambda c: c.recipes[1].bundle, id="recipe"),
         pytest.param(top(recipes={1: {"bundle": "good"}}), lambda c: c.recipes[1].bundle, id="recipe with keys"),
         pytest.param(top(mqtt={"host": "b", "tls": {"ca": "good"}}), lambda c: c.mqtt.tls.ca, id="certificate"),
+        pytest.param(top(security={"public_key": "good"}), lambda c: c.security.public_key, id="public key"),
     ],
 )
 def test_relative_paths_are_relative_to_the_file(tree: dict[str, Any], path: Any) -> None:
