@@ -248,13 +248,13 @@ class Publisher:
         name = self._messages.command_name(topic)
         if self._on_command is None or not name or not payload:
             return
-        if message.retain:
-            connection.report_once(f"{topic}: a retained command was refused; publish commands without the retain flag")
-            self._on_command(name, payload, True)
-        elif len(payload) > COMMAND_LIMIT_BYTES:
+        if len(payload) > COMMAND_LIMIT_BYTES:
             connection.report_once(
                 f"{topic}: a command of {len(payload)} bytes was dropped, limit {COMMAND_LIMIT_BYTES}"
             )
+        elif message.retain:
+            connection.report_once(f"{topic}: a retained command was refused; publish commands without the retain flag")
+            self._on_command(name, payload, True)
         else:
             self._on_command(name, payload, False)
 
