@@ -93,19 +93,12 @@ class Operations:
 
     def state_changed(self, state: StationState) -> None:
         """The station is something else now, or runs something else. Waits for no disk."""
-        status = self._described(state)
-        with self._lock:
+        with self._lock:  # the order in which it changed is the order in which it is told
+            status = self._described(state)
             if status == self._status:
                 return
             self._status, self._is_written = status, False
-        line = str(status)
-        if state.state == "ready" and not self._has_been_ready:
-            self._has_been_ready = True
-            self._manager.ready(line)
-        elif state.state == "stopped":
-            self._manager.stopping(line)
-        else:
-            self._manager.status(line)
+            self._tell_manager(status)
         self._changed.set()
 
     @contextmanager
@@ -116,6 +109,15 @@ class Operations:
             yield
         finally:
             self._manager.ready(str(self._status or self._config.station))
+
+    def _tell_manager(self, status: Status) -> None:
+        if status.state == "ready" and not self._has_been_ready:
+            self._has_been_ready = True
+            self._manager.ready(str(status))
+        elif status.state == "stopped":
+            self._manager.stopping(str(status))
+        else:
+            self._manager.status(str(status))
 
     def _described(self, state: StationState) -> Status:
         before = self._status
