@@ -144,15 +144,14 @@ def test_an_engine_that_hangs_starves_the_watchdog(
 def test_a_station_without_triggers_is_alive(tmp_path: Path, wire: Wire, systemd: Systemd) -> None:
     """The PLC asks for nothing all night: no reason to restart."""
     with running(live(tmp_path, trigger={"kind": "mqtt"}), wire):
-        assert systemd.feeds_within(3 * WATCHDOG_S) >= 6
+        assert systemd.feeds_within(3 * WATCHDOG_S) >= 3
 
 
 def test_a_station_whose_camera_is_silent_is_alive(tmp_path: Path, wire: Wire, systemd: Systemd) -> None:
     """A free-running live camera that waits for light or for its own trigger: the loop comes round."""
     gate = threading.Event()
     with running(live(tmp_path, gates={3: gate}), wire):
-        wait_until(lambda: len(wire.told) >= 1, "a verdict")
-        assert systemd.feeds_within(3 * WATCHDOG_S) >= 6
+        assert systemd.feeds_within(3 * WATCHDOG_S) >= 3
         gate.set()
 
 
@@ -161,7 +160,7 @@ def test_a_station_whose_camera_is_lost_is_alive_and_at_fault(tmp_path: Path, wi
     shots = [OK_LEVEL, *[CameraError("unplugged")] * 50_000]
     with running(Station(config(tmp_path), camera=LiveCamera(shots)), wire):
         wait_until(lambda: any("fault (camera)" in message for message in systemd.told), "the fault's status")
-        assert systemd.feeds_within(3 * WATCHDOG_S) >= 6
+        assert systemd.feeds_within(3 * WATCHDOG_S) >= 3
         wait_until(lambda: read_status(tmp_path / "state").state == "fault", "the fault in the status file")
 
 
@@ -169,7 +168,7 @@ def test_a_slow_folder_is_alive(tmp_path: Path, wire: Wire, systemd: Systemd) ->
     """Its pause between two pictures is many watchdogs long, and right."""
     camera = ListCamera([OK_LEVEL] * 3, interval_s=30.0)
     with running(Station(config(tmp_path), camera=camera), wire):
-        assert systemd.feeds_within(3 * WATCHDOG_S) >= 6
+        assert systemd.feeds_within(3 * WATCHDOG_S) >= 3
 
 
 def test_a_folder_whose_disk_hangs_is_not(tmp_path: Path, wire: Wire, systemd: Systemd) -> None:
