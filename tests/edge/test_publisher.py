@@ -467,7 +467,7 @@ def test_commands_arrive_unless_oversized_and_say_if_retained(
     plc = listen(broker.port)
     got: list[tuple[str, bytes, bool]] = []
 
-    def on_command(name: str, payload: bytes, retained: bool) -> None:
+    def on_command(camera: str, name: str, payload: bytes, retained: bool) -> None:
         got.append((name, payload, retained))
         if name == "fail":
             raise RuntimeError("a mistake in a handler")

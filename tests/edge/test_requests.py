@@ -1,4 +1,4 @@
-"""What the station reads from ROOT/cmd/trigger, and what it refuses."""
+"""What the station reads from ROOT/cmd/NAME, and what it refuses."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from flawline_edge.commands import Duplicates, Request, RequestError, parse_request
+from flawline_edge.requests import Duplicates, RequestError, TriggerRequest, parse_request
 from flawline_inspect.errors import InputError
 from flawline_inspect.verdict import is_wire_id
 
 GOOD = {
-    "all keys": (b'{"id":"17","trigger":"T-00918","part":"SN12345"}', Request("17", "T-00918", "SN12345")),
-    "without a part": (b'{"id":"17","trigger":"T-00918"}', Request("17", "T-00918", "")),
-    "an empty part": (b'{"id":"17","trigger":"T-00918","part":""}', Request("17", "T-00918", "")),
-    "without an id": (b'{"trigger":"T-00918"}', Request("T-00918", "T-00918", "")),
-    "one character": (b'{"trigger":"T"}', Request("T", "T", "")),
+    "all keys": (b'{"id":"17","trigger":"T-00918","part":"SN12345"}', TriggerRequest("17", "T-00918", "SN12345")),
+    "without a part": (b'{"id":"17","trigger":"T-00918"}', TriggerRequest("17", "T-00918", "")),
+    "an empty part": (b'{"id":"17","trigger":"T-00918","part":""}', TriggerRequest("17", "T-00918", "")),
+    "without an id": (b'{"trigger":"T-00918"}', TriggerRequest("T-00918", "T-00918", "")),
+    "one character": (b'{"trigger":"T"}', TriggerRequest("T", "T", "")),
     "16 characters": (b'{"trigger":"0123456789abcdef","part":"A.B_C:D-E0123456"}',
-                      Request("0123456789abcdef", "0123456789abcdef", "A.B_C:D-E0123456")),
-    "an id of 64": (b'{"id":"' + b"x" * 64 + b'","trigger":"T"}', Request("x" * 64, "T", "")),
-    "keys of tomorrow": (b'{"trigger":"T","recipe":[1,{"a":null}]}', Request("T", "T", "")),
-    "spaces and lines": (b' {\r\n "trigger" :\t"T" }\n', Request("T", "T", "")),
-    "escapes": (b'{"trigger":"\\u0054-1"}', Request("T-1", "T-1", "")),
-    "the last of two": (b'{"trigger":"A","trigger":"B"}', Request("B", "B", "")),
+                      TriggerRequest("0123456789abcdef", "0123456789abcdef", "A.B_C:D-E0123456")),
+    "an id of 64": (b'{"id":"' + b"x" * 64 + b'","trigger":"T"}', TriggerRequest("x" * 64, "T", "")),
+    "keys of tomorrow": (b'{"trigger":"T","recipe":[1,{"a":null}]}', TriggerRequest("T", "T", "")),
+    "spaces and lines": (b' {\r\n "trigger" :\t"T" }\n', TriggerRequest("T", "T", "")),
+    "escapes": (b'{"trigger":"\\u0054-1"}', TriggerRequest("T-1", "T-1", "")),
+    "the last of two": (b'{"trigger":"A","trigger":"B"}', TriggerRequest("B", "B", "")),
 }  # fmt: skip
 
 BAD_JSON = {
@@ -120,6 +120,7 @@ def test_any_payload_is_read_or_refused(payload: bytes) -> None:
     except RequestError as exc:
         refusal = exc
     else:
+        assert isinstance(request, TriggerRequest)
         assert is_wire_id(request.trigger)
         assert not request.part or is_wire_id(request.part)
         return
