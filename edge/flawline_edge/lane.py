@@ -162,11 +162,13 @@ class Lane:
             stack.callback(lambda: self._judging.__exit__(None, None, None))
             stack.callback(self._down)
             self.idle()
+            with self._lock:
+                self._is_up = True
             up()
             while not may_begin.wait(POLL_S):
                 if stop.is_set():
                     return
-            self._up()
+            self._begin()
             self._make_verdicts(newest, stop)
             self._is_over = True
 
@@ -189,10 +191,8 @@ class Lane:
         for thread in self._retiring:
             thread.join(_JOIN_S)
 
-    def _up(self) -> None:
+    def _begin(self) -> None:
         self.intake.begin()
-        with self._lock:
-            self._is_up = True
         self._failure, self._camera_is_lost = None, False
         for alarm in ("camera", "engine"):
             self._alarms.set(alarm, "", camera=self.name)

@@ -231,7 +231,7 @@ class Station:
         with self._showing:
             # One camera that fails does not stop the line at the others: its own triggers get Undefined all the while.
             state, reason = min((lane.state for lane in self.lanes), key=lambda each: _BEST_FIRST.index(each[0]))
-            if state == "over":
+            if state in ("starting", "over"):
                 return  # the station is about to end, and says so itself
             first = self.lanes[0]
             self._publish(
