@@ -8,7 +8,18 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from flawline_edge.requests import Duplicates, RequestError, TriggerRequest, parse_request
+from flawline_edge.requests import (
+    Duplicates,
+    LabelRequest,
+    PlainRequest,
+    RateLimit,
+    RecipeRequest,
+    Request,
+    RequestError,
+    ThresholdRequest,
+    TriggerRequest,
+    parse_request,
+)
 from flawline_inspect.errors import InputError
 from flawline_inspect.verdict import is_wire_id
 
@@ -134,6 +145,74 @@ def test_an_empty_id_is_no_id() -> None:
     assert first.id != second.id
 
 
+OTHERS: dict[str, tuple[str, bytes, Request]] = {
+    "recipe": ("recipe", b'{"id":"17","recipe":0}', RecipeRequest("17", 0)),
+    "highest recipe": ("recipe", b'{"id":"17","recipe":65535}', RecipeRequest("17", 65535)),
+    "rollback": ("rollback", b'{"id":"17","recipe":2}', RecipeRequest("17", 2)),
+    "threshold": ("threshold", b'{"id":"17","value":1.25}', ThresholdRequest("17", 1.25)),
+    "whole threshold": ("threshold", b'{"id":"17","value":3}', ThresholdRequest("17", 3.0)),
+    "pause": ("pause", b'{"id":"17"}', PlainRequest("17")),
+    "resume": ("resume", b'{"id":"17","why":"lunch"}', PlainRequest("17")),
+    "reload": ("reload", b'{"id":"17"}', PlainRequest("17")),
+    "overrule": (
+        "overrule", b'{"id":"17","boot":"001f9c21","seq":1042,"label":"good"}',
+        LabelRequest("17", "001f9c21", 1042, "good"),
+    ),
+}  # fmt: skip
+
+BAD_VALUES = {
+    "no recipe": ("recipe", b'{"id":"17"}'),
+    "recipe below": ("recipe", b'{"id":"17","recipe":-1}'),
+    "recipe above": ("rollback", b'{"id":"17","recipe":65536}'),
+    "recipe true": ("recipe", b'{"id":"17","recipe":true}'),
+    "recipe text": ("recipe", b'{"id":"17","recipe":"2"}'),
+    "recipe with a point": ("recipe", b'{"id":"17","recipe":2.0}'),
+    "no value": ("threshold", b'{"id":"17"}'),
+    "value text": ("threshold", b'{"id":"17","value":"4"}'),
+    "value true": ("threshold", b'{"id":"17","value":true}'),
+    "value not a number": ("threshold", b'{"id":"17","value":NaN}'),
+    "value infinite": ("threshold", b'{"id":"17","value":1e999}'),
+    "value a huge whole number": ("threshold", b'{"id":"17","value":1' + b"0" * 400 + b"}"),
+    "value null": ("threshold", b'{"id":"17","value":null}'),
+    "no boot": ("overrule", b'{"id":"17","seq":1,"label":"good"}'),
+    "boot a number": ("overrule", b'{"id":"17","boot":12345678,"seq":1,"label":"good"}'),
+    "boot with a capital": ("overrule", b'{"id":"17","boot":"001F9C21","seq":1,"label":"good"}'),
+    "seq 0": ("overrule", b'{"id":"17","boot":"001f9c21","seq":0,"label":"good"}'),
+    "seq that no integer column holds": (
+        "overrule",
+        b'{"id":"17","boot":"001f9c21","seq":9223372036854775808,"label":"good"}',
+    ),
+    "label a path": ("overrule", b'{"id":"17","boot":"001f9c21","seq":1,"label":".."}'),
+    "label too long": ("overrule", b'{"id":"17","boot":"001f9c21","seq":1,"label":"aaaaaaaaaaaaaaaaa"}'),
+    "label empty": ("overrule", b'{"id":"17","boot":"001f9c21","seq":1,"label":""}'),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_the_other_commands(name: str) -> None:
+    """What each may carry; keys that it does not know are left alone."""
+    command, payload, expected = OTHERS[name]
+    assert parse_request(payload, command) == expected
+
+
+@pytest.mark.parametrize("name", BAD_VALUES)
+def test_what_a_command_may_not_carry(name: str) -> None:
+    """`bad_value` under its id."""
+    command, payload = BAD_VALUES[name]
+    with pytest.raises(RequestError) as caught:
+        parse_request(payload, command)
+    assert (caught.value.code, caught.value.id) == ("bad_value", "17")
+
+
+@pytest.mark.parametrize("command", ["recipe", "threshold", "pause", "resume", "reload", "rollback", "overrule"])
+def test_only_a_trigger_names_itself(command: str) -> None:
+    """Every other request needs an id: without one a repetition by the broker would be done twice."""
+    for payload in (b"{}", b'{"id":""}', b'{"id":5}', b'{"trigger":"T"}'):
+        with pytest.raises(RequestError) as caught:
+            parse_request(payload, command)
+        assert caught.value.code == "bad_id"
+
+
 # --- duplicates ----------------------------------------------------------------------------------------------------
 
 
@@ -178,6 +257,25 @@ def test_memory_is_bounded(clock: Clock) -> None:
     assert len(duplicates._seen) <= 4097  # the newest one comes on top
     assert not any(duplicates.is_new(f"id{n}") for n in range(19_999, 20_000 - 4096, -1))
     assert duplicates.is_new("id0")
+
+
+def test_a_forgotten_id_is_new(clock: Clock) -> None:
+    """And another one is not."""
+    duplicates = Duplicates(clock)
+    assert duplicates.is_new("a") and duplicates.is_new("b")
+    duplicates.forget("a")
+    duplicates.forget("never seen")
+    assert duplicates.is_new("a") and not duplicates.is_new("b")
+
+
+def test_a_rate_limit_lets_a_burst_and_then_its_rate_through(clock: Clock) -> None:
+    """What is refused does not count, and a long silence saves up no more than the burst."""
+    limit = RateLimit(2.0, 5.0, clock)
+    assert [limit.allows() for _ in range(7)] == [True] * 5 + [False] * 2
+    clock.now += 1.0
+    assert [limit.allows() for _ in range(4)] == [True] * 2 + [False] * 2
+    clock.now += 1000.0
+    assert [limit.allows() for _ in range(7)] == [True] * 5 + [False] * 2
 
 
 def test_one_of_eight_threads_is_first() -> None:
