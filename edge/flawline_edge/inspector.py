@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flawline_edge.engine_upgrade import EngineUpgrade
+from flawline_edge.trigger import Terms
 from flawline_engines import Engine, open_engine
 from flawline_engines.build import build_in_child
 from flawline_engines.engine import FirstThatWorks
@@ -82,6 +83,11 @@ class Inspector:
         self._engine: Engine | None = None
         self._upgrade: EngineUpgrade | None = None
         self._is_seen = False
+
+    @property
+    def terms(self) -> Terms:
+        """What a part is judged by here."""
+        return Terms(self.number, self.bundle.model_id, self.rule.threshold)
 
     @property
     def engine_kind(self) -> str:

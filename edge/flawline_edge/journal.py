@@ -171,6 +171,13 @@ class Journal:
             return _failed(f"verdict {verdict.boot}/{verdict.seq} has a number that is not finite: {numbers}")
         return self._submit(partial(_overrule if overrules else _decide, verdict))
 
+    def label(self, boot: str, seq: int, label: str, at: float) -> Future[bool]:
+        """Record what somebody who looked at the part says of it, beside its verdict; a later word replaces it.
+
+        `label` is `good` or the kind of defect, `at` wall clock. The future says whether there is such a verdict.
+        """
+        return self._submit(partial(_label, (boot, seq, label, at)))
+
     def delivered(self, keys: Iterable[tuple[str, int]]) -> None:
         """The broker has acknowledged these (boot, seq). Retried until it is written; nothing to wait for."""
         self._mark(keys, delivered=True)
@@ -443,6 +450,19 @@ def _decide(verdict: Verdict, connection: sqlite3.Connection) -> None:
             " WHERE boot = ? AND seq = ? AND late_result IS NULL",
             (int(verdict.result), verdict.score, verdict.ms, verdict.boot, verdict.seq),
         )
+
+
+def _label(row: tuple[str, int, str, float], connection: sqlite3.Connection) -> bool:
+    # Its own table, made when it is needed first: journals of before have none.
+    connection.execute(
+        "CREATE TABLE IF NOT EXISTS labels"
+        " (boot TEXT NOT NULL, seq INTEGER NOT NULL, label TEXT NOT NULL, at REAL NOT NULL, PRIMARY KEY (boot, seq))"
+    )
+    query = "SELECT 1 FROM parts WHERE boot = ? AND seq = ? AND result IS NOT NULL"
+    if connection.execute(query, row[:2]).fetchone() is None:
+        return False
+    connection.execute("INSERT OR REPLACE INTO labels VALUES (?, ?, ?, ?)", row)
+    return True
 
 
 def _overrule(verdict: Verdict, connection: sqlite3.Connection) -> None:

@@ -6,6 +6,7 @@ Payloads are ASCII without spaces, their keys in the contract's order: some PLCs
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -71,11 +72,16 @@ class Message(NamedTuple):
 
 
 class Messages:
-    """The station's messages below `root`. A live verdict is worth something for `expiry_s`."""
+    """The station's messages below `root`. A live verdict is worth something for `expiry_s`.
 
-    def __init__(self, root: str, expiry_s: int, *, scalar_topics: bool) -> None:
+    `cameras` are the names that are levels of topics: those of a station with several, where verdicts, commands and
+    their acknowledgements have each camera's own topics. A `camera` that is empty means the station's.
+    """
+
+    def __init__(self, root: str, expiry_s: int, *, scalar_topics: bool, cameras: Sequence[str] = ()) -> None:
         self.state_topic = f"{root}/state"
-        self.command_topics = f"{root}/cmd/+"
+        self.command_topics = [f"{root}/cmd/+", *(f"{root}/{camera}/cmd/+" for camera in cameras)]
+        self._cameras = dict(zip(self.command_topics, ("", *cameras), strict=True))
         self._root = root
         self._expiry_s = expiry_s
         self._scalar_topics = scalar_topics
@@ -89,25 +95,31 @@ class Messages:
     def heartbeat(self, count: int) -> Message:
         return Message(f"{self._root}/heartbeat", str(count), qos=0)
 
-    def verdict(self, verdict: Verdict) -> list[Message]:
+    def verdict(self, verdict: Verdict, camera: str = "") -> list[Message]:
         """The verdict itself first, then its code if the PLC wants one."""
-        key = (verdict.boot, verdict.seq)
-        messages = [Message(f"{self._root}/verdict", verdict.to_json(), expiry_s=self._expiry_s, key=key)]
+        key, topic = (verdict.boot, verdict.seq), f"{self._below(camera)}/verdict"
+        messages = [Message(topic, verdict.to_json(), expiry_s=self._expiry_s, key=key)]
         if self._scalar_topics:
-            messages.append(Message(f"{self._root}/verdict/code", verdict.to_code(), expiry_s=self._expiry_s))
+            messages.append(Message(f"{topic}/code", verdict.to_code(), expiry_s=self._expiry_s))
         return messages
 
     def history(self, verdict: Verdict) -> Message:
         key = (verdict.boot, verdict.seq)
         return Message(f"{self._root}/history", verdict.to_json(), key=key, history=True)
 
-    def acknowledgement(self, name: str, payload: dict[str, object]) -> Message:
-        return Message(f"{self._root}/ack/{name}", _compact(payload))
+    def acknowledgement(self, name: str, payload: dict[str, object], camera: str = "") -> Message:
+        return Message(f"{self._below(camera)}/ack/{name}", _compact(payload))
 
-    def command_name(self, topic: str) -> str:
-        """What stands for the + of `command_topics`; empty if it cannot be a command's name."""
-        name = topic[len(self.command_topics) - 1 :]
-        return name if name.isascii() and len(name) <= _COMMAND_NAME_LENGTH else ""
+    def command(self, topic: str) -> tuple[str, str]:
+        """Whose command it is, and its name: what stands for the + of `command_topics`; empty if that can be none."""
+        below, _, name = topic.rpartition("/")
+        camera = self._cameras.get(f"{below}/+")
+        if camera is None or not name.isascii() or len(name) > _COMMAND_NAME_LENGTH:
+            return "", ""
+        return camera, name
+
+    def _below(self, camera: str) -> str:
+        return f"{self._root}/{camera}" if camera else self._root
 
 
 def says_offline(payload: bytes) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from prometheus_client.registry import Collector
 
 from flawline_edge.messages import StationState
 from flawline_edge.publisher import Counters
-from flawline_edge.verdict_path import Inspection, Observer
+from flawline_edge.verdict_path import Inspection
 from flawline_inspect import __version__
 from flawline_inspect.verdict import Result
 
@@ -58,6 +58,7 @@ class Figures:
 
     state: StationState
     cameras: tuple[CameraFigures, ...]
+    lane_restarts: int
     unjournaled: int
     connected: bool
     broker: Counters
@@ -66,12 +67,15 @@ class Figures:
 
 
 class Metrics:
-    """A registry of its own, so that two stations in one process do not count into each other.
+    """An observer that counts, into a registry of its own: two stations in one process do not count into each other.
 
-    `figures` is called at every reading; None as long as the station has not come far enough to have any.
+    The series of `cameras` are there, at zero, from the beginning: a rate needs one. `figures` is called at every reading;
+    None as long as the station has not come far enough to have any.
     """
 
-    def __init__(self, station: str, state_dir: Path, figures: Callable[[], Figures | None]) -> None:
+    def __init__(
+        self, station: str, state_dir: Path, cameras: Sequence[str], figures: Callable[[], Figures | None]
+    ) -> None:
         self.registry = CollectorRegistry()
         self._verdicts = Counter(
             "flawline_verdicts",
@@ -96,34 +100,29 @@ class Metrics:
         self.registry.register(_Now(station, state_dir, figures))
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=self.registry)
-
-    def observer(self, camera: str) -> Observer:
-        """Counts what one camera's lane tells. Its series are there, at zero, from now on: a rate needs a beginning."""
-        for result in Result:
-            if result is not Result.UNDEFINED:
+        for camera in cameras:
+            self._late.labels(camera)
+            for result in (Result.OK, Result.NOT_OK, Result.NOT_DECIDABLE):
                 self._verdicts.labels(camera, result.label, "")
-        late = self._late.labels(camera)
-        total = self._stages.labels(camera, "total")
-        capture, fit, infer, decide, journal = (
-            self._stages.labels(camera, stage) for stage in ("capture", "fit", "infer", "decide", "journal")
-        )
 
-        def count(inspection: Inspection) -> None:
-            verdict, judgement = inspection.verdict, inspection.judgement
-            if inspection.late:
-                late.inc()
-            else:
-                self._verdicts.labels(camera, verdict.result.label, verdict.reason.value).inc()
-                total.observe(verdict.ms / 1e3)
-            if inspection.frame is not None:
-                capture.observe(inspection.capture_ms / 1e3)
-                journal.observe(inspection.journal_ms / 1e3)
-            if judgement is not None:
-                fit.observe(judgement.fit_ms / 1e3)
-                infer.observe(judgement.infer_ms / 1e3)
-                decide.observe(judgement.decide_ms / 1e3)
+    def __call__(self, inspection: Inspection) -> None:
+        """What observers are told, counted."""
+        verdict, judgement, camera = inspection.verdict, inspection.judgement, inspection.camera
+        if inspection.late:
+            self._late.labels(camera).inc()
+        else:
+            self._verdicts.labels(camera, verdict.result.label, verdict.reason.value).inc()
+            self._observe(camera, "total", verdict.ms)
+        if inspection.frame is not None:
+            self._observe(camera, "capture", inspection.capture_ms)
+            self._observe(camera, "journal", inspection.journal_ms)
+        if judgement is not None:
+            self._observe(camera, "fit", judgement.fit_ms)
+            self._observe(camera, "infer", judgement.infer_ms)
+            self._observe(camera, "decide", judgement.decide_ms)
 
-        return count
+    def _observe(self, camera: str, stage: str, ms: float) -> None:
+        self._stages.labels(camera, stage).observe(ms / 1e3)
 
 
 class _Now(Collector):
@@ -146,6 +145,9 @@ class _Now(Collector):
         if figures is not None:
             yield from _state(figures.state)
             yield from _cameras(figures.cameras)
+            yield _counter(
+                "flawline_lane_restarts", "Times that a lane had died and was started again", figures.lane_restarts
+            )
             yield from _delivery(figures)
 
     def _disk(self) -> Iterator[Metric]:

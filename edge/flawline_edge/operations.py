@@ -14,10 +14,9 @@ from contextlib import ExitStack, contextmanager
 from flawline_edge.messages import StationState
 from flawline_edge.metrics import Figures, Metrics
 from flawline_edge.metrics_server import MetricsServer
-from flawline_edge.progress import Lane, Progress
+from flawline_edge.progress import Progress
 from flawline_edge.service_manager import ServiceManager
 from flawline_edge.status_file import Status, renew_status, write_status
-from flawline_edge.verdict_path import Observer
 from flawline_inspect.clock import wall_clock
 from flawline_inspect.config import Config
 from flawline_inspect.verdict import wall_time
@@ -38,14 +37,14 @@ class Operations:
     `figures` is asked whenever somebody reads the metrics. Raises `ConfigError` where the metrics' port is taken.
 
         with Operations(config, figures) as operations:
-            lane = operations.lane("top")              # on the loop's own thread
             operations.state_changed(state)            # at every change
-            lane.came_round()                          # at every turn of the loop
+            with operations.progress.watch(loop): ...  # around each loop that must not hang
+            operations.metrics(inspection)             # an observer
     """
 
     def __init__(self, config: Config, figures: Callable[[], Figures | None]) -> None:
         self.progress = Progress()
-        self.metrics = Metrics(config.station, config.state_dir, figures)
+        self.metrics = Metrics(config.station, config.state_dir, [camera.name for camera in config.cameras], figures)
         self._config = config
         self._stale_s = max(STALE_S, 2 * config.deadline_ms / 1e3)
         self._manager = ServiceManager()
@@ -83,14 +82,6 @@ class Operations:
         self._thread.join(_JOIN_S)
         self._stack.close()
 
-    def observer(self, camera: str) -> Observer:
-        """Counts what this camera's lane tells."""
-        return self.metrics.observer(camera)
-
-    def lane(self, name: str) -> Lane:
-        """A lane whose standing still is the station's: see `flawline_edge.progress`."""
-        return self.progress.lane(name)
-
     def state_changed(self, state: StationState) -> None:
         """The station is something else now, or runs something else. Waits for no disk."""
         with self._lock:  # the order in which it changed is the order in which it is told
@@ -104,11 +95,14 @@ class Operations:
     @contextmanager
     def reloading(self) -> Iterator[None]:
         """Around the configuration's being read again: `systemctl reload` waits for its end."""
+        if not self._has_been_ready:  # nobody waits for it yet, and `ready` would come too early
+            yield
+            return
         self._manager.reloading()
         try:
             yield
         finally:
-            self._manager.ready(str(self._status or self._config.station))
+            self._manager.ready(str(self._status))
 
     def _tell_manager(self, status: Status) -> None:
         if status.state == "ready" and not self._has_been_ready:
@@ -175,14 +169,14 @@ class Operations:
 
     def _report_stuck(self) -> None:
         stuck = self.progress.stuck(self._stale_s)
-        names = frozenset(lane.name for lane in stuck)
-        for lane in stuck:
-            if lane.name not in self._stuck:
+        names = frozenset(loop.name for loop in stuck)
+        for loop in stuck:
+            if loop.name not in self._stuck:
                 _log.error(
                     "the lane of %s has stood still for %g s; the watchdog is not fed any more. It stands here:\n%s",
-                    lane.name,
+                    loop.name,
                     self._stale_s,
-                    lane.stack(),
+                    loop.stack(),
                 )
         for name in self._stuck - names:
             _log.warning("the lane of %s goes on", name)

@@ -1,9 +1,9 @@
 """Whether the inspection goes on: who has to come round, and who has.
 
-A lane is one loop that takes parts from trigger to verdict. It says so at every turn, also at those in which nothing was
-there to do, and says when it begins to wait for something that may take its time. What is fed from here (the service
-manager's watchdog, the status file) therefore starves when a lane hangs in a camera, an engine or a lock, whatever
-other threads are alive.
+A loop takes parts from trigger to verdict, or pictures from a camera. It says so at every turn, also at those in which
+nothing was there to do: while it waits for a camera or a trigger it comes round ten times a second. What is fed from here
+(the service manager's watchdog, the status file) therefore starves when a loop hangs in a camera, an engine or a lock,
+whatever other threads are alive.
 """
 
 from __future__ import annotations
@@ -15,20 +15,18 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-__all__ = ["Lane", "Progress"]
+__all__ = ["Loop", "Progress"]
 
 
-class Lane:
-    """One loop's word that it goes round. Its methods belong to the loop's thread, and wait for nothing."""
+class Loop:
+    """One loop's word that it goes round. `came_round` belongs to the loop's thread, and waits for nothing."""
 
-    def __init__(self, name: str, clock: Callable[[], float]) -> None:
+    def __init__(self, name: str, clock: Callable[[], float] = time.monotonic) -> None:
         self.name = name
         self.rounds = 0
-        self.is_waiting = False
-        self.is_over = False
         self._clock = clock
-        self._thread = threading.get_ident()
         self.last_round = clock()
+        self._thread = threading.get_ident()
 
     def came_round(self) -> None:
         self._thread = threading.get_ident()
@@ -37,21 +35,8 @@ class Lane:
 
     @property
     def idle_s(self) -> float:
+        """Since it last came round."""
         return self._clock() - self.last_round
-
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Around a wait that may be long and is right to be: for the next picture of a slow folder, for a schedule."""
-        self.is_waiting = True
-        try:
-            yield
-        finally:
-            self.came_round()
-            self.is_waiting = False
-
-    def over(self) -> None:
-        """The loop has ended, and nobody need wait for it any more."""
-        self.is_over = True
 
     def stack(self) -> str:
         """Where its thread is just now, as a traceback; empty when the thread is gone."""
@@ -60,34 +45,38 @@ class Lane:
 
 
 class Progress:
-    """All lanes of a station. `has_advanced` is one caller's question; lanes may come and go meanwhile."""
+    """The loops of a station that have to come round. `has_advanced` is one caller's question; loops come and go."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._lanes: tuple[Lane, ...] = ()
-        self._seen: dict[Lane, int] = {}
-        self._registering = threading.Lock()
+    def __init__(self) -> None:
+        self._loops: tuple[Loop, ...] = ()
+        self._seen: dict[Loop, int] = {}
+        self._changing = threading.Lock()
 
-    def lane(self, name: str) -> Lane:
-        """A new lane, from the thread of its loop."""
-        lane = Lane(name, self._clock)
-        with self._registering:
-            self._lanes = (*(other for other in self._lanes if not other.is_over), lane)
-        return lane
+    @contextmanager
+    def watch(self, loop: Loop) -> Iterator[None]:
+        """Around the loop, on its own thread."""
+        loop.came_round()
+        with self._changing:
+            self._loops = (*self._loops, loop)
+        try:
+            yield
+        finally:
+            with self._changing:
+                self._loops = tuple(other for other in self._loops if other is not loop)
 
     @property
-    def lanes(self) -> tuple[Lane, ...]:
-        """Those that are not over."""
-        return tuple(lane for lane in self._lanes if not lane.is_over)
+    def loops(self) -> tuple[Loop, ...]:
+        """Those that are watched."""
+        return self._loops
 
     def has_advanced(self) -> bool:
-        """Whether every lane came round since this was last True, or waits for what it may wait for."""
-        rounds = {lane: lane.rounds for lane in self.lanes}
-        if any(self._seen.get(lane) == n and not lane.is_waiting for lane, n in rounds.items()):
+        """Whether every loop came round since this was last True."""
+        rounds = {loop: loop.rounds for loop in self._loops}
+        if any(self._seen.get(loop) == n for loop, n in rounds.items()):
             return False
         self._seen = rounds
         return True
 
-    def stuck(self, after_s: float) -> list[Lane]:
-        """The lanes that have not come round for this long, and do not wait."""
-        return [lane for lane in self.lanes if not lane.is_waiting and lane.idle_s > after_s]
+    def stuck(self, after_s: float) -> list[Loop]:
+        """The loops that have not come round for this long."""
+        return [loop for loop in self._loops if loop.idle_s > after_s]

@@ -14,7 +14,7 @@ import math
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -63,8 +63,9 @@ class Publisher:
 
     No method raises because of the broker; all may be called by any thread. `password` and `key_password` come from
     the environment, not from the configuration. `deadline_s` is how long a live verdict is worth anything.
-    `on_command(name, payload, retained)` is called on paho's thread and must return quickly; without it commands are not
-    subscribed to. Raises `BrokerError` when the TLS files cannot be used.
+    `on_command(camera, name, payload, retained)` is called on paho's thread and must return quickly; without it commands
+    are not subscribed to. `cameras` are the names that are levels of topics, see `Messages`. Raises `BrokerError`
+    when the TLS files cannot be used.
     """
 
     def __init__(
@@ -77,9 +78,10 @@ class Publisher:
         state: StationState,
         journal: Journal | None,
         deadline_s: float,
-        on_command: Callable[[str, bytes, bool], None] | None = None,
+        on_command: Callable[[str, str, bytes, bool], None] | None = None,
         password: str | None = None,
         key_password: str | None = None,
+        cameras: Sequence[str] = (),
     ) -> None:
         self.counters = Counters()
         self.last_error = ""
@@ -89,7 +91,9 @@ class Publisher:
         tls = tls_context(mqtt.tls, key_password) if mqtt.tls is not None else None
         self._access = Access(host, port, client_id, mqtt.username, password, tls)
         self._broker = f"{host}:{port}"
-        self._messages = Messages(mqtt.root, max(1, math.ceil(deadline_s)), scalar_topics=mqtt.scalar_topics)
+        self._messages = Messages(
+            mqtt.root, max(1, math.ceil(deadline_s)), scalar_topics=mqtt.scalar_topics, cameras=cameras
+        )
         self._journal = journal
         self._on_command = on_command
         # Held while sending: what is remembered of state and alarms and what was sent last agree.
@@ -143,20 +147,20 @@ class Publisher:
             self._state = state
             self._send(self._messages.state(state))
 
-    def publish_verdict(self, verdict: Verdict, *, until: float | None = None) -> bool:
+    def publish_verdict(self, verdict: Verdict, *, until: float | None = None, camera: str = "") -> bool:
         """Send a verdict live, at most once. `until` (monotonic, s): how long to wait for a broker that is behind.
 
         Returns False when it was not sent: no connection, or one whose broker is behind. It is then routed to history
         in the journal, as it is when the connection is lost before the acknowledgement.
         """
-        if self._send(*self._messages.verdict(verdict), limited=True, until=until):
+        if self._send(*self._messages.verdict(verdict, camera), limited=True, until=until):
             return True
         self._not_delivered([(verdict.boot, verdict.seq)])
         return False
 
-    def acknowledge(self, name: str, payload: dict[str, object]) -> None:
+    def acknowledge(self, name: str, payload: dict[str, object], *, camera: str = "") -> None:
         """Answer a command on ROOT/ack/`name`. Without a connection it is lost: nobody asked, then."""
-        self._send(self._messages.acknowledgement(name, payload))
+        self._send(self._messages.acknowledgement(name, payload, camera))
 
     def alarm(self, name: str, active: bool, text: str = "") -> None:
         """Raise or clear an alarm, retained; one that has not changed is not sent again.
@@ -209,7 +213,7 @@ class Publisher:
                 self.last_error = ""
         topics = [self._messages.state_topic]
         if self._on_command is not None:
-            topics.insert(0, self._messages.command_topics)
+            topics = [*self._messages.command_topics, *topics]
         connection.subscribe(topics)
         if not connection.is_mqtt5:
             self.no_subscriber = None
@@ -245,18 +249,17 @@ class Publisher:
                 if self._state.state != "offline" and says_offline(payload):
                     self._send(self._messages.state(self._state))
             return
-        name = self._messages.command_name(topic)
+        camera, name = self._messages.command(topic)
         if self._on_command is None or not name or not payload:
             return
         if len(payload) > COMMAND_LIMIT_BYTES:
             connection.report_once(
                 f"{topic}: a command of {len(payload)} bytes was dropped, limit {COMMAND_LIMIT_BYTES}"
             )
-        elif message.retain:
+            return
+        if message.retain:
             connection.report_once(f"{topic}: a retained command was refused; publish commands without the retain flag")
-            self._on_command(name, payload, True)
-        else:
-            self._on_command(name, payload, False)
+        self._on_command(camera, name, payload, bool(message.retain))
 
     def ended(self, connection: Connection, unacknowledged: list[Message]) -> None:
         self._not_delivered([m.key for m in unacknowledged if m.key is not None and not m.history])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from flawline_edge.daemon import stop_on_signals
+from flawline_edge.daemon import call_on_hangup, stop_on_signals
 from flawline_edge.station import Station
 from flawline_inspect.config import doubts, load_config
 from flawline_inspect.logs import LogStyle, set_up_logs
@@ -14,7 +14,7 @@ __all__ = ["run"]
 
 
 def run(*, config: Path = Path("config.yaml"), verbose: bool = False, log: LogStyle | None = None) -> int:
-    """Run the station until SIGTERM, Ctrl-C or the end of a finite source.
+    """Run the station until SIGTERM, Ctrl-C or the end of a finite source. SIGHUP has it read its configuration again.
 
     Parameters
     ----------
@@ -34,8 +34,8 @@ def run(*, config: Path = Path("config.yaml"), verbose: bool = False, log: LogSt
     set_up_logs(log or loaded.log, station=loaded.station)
     for sentence in doubts(loaded):
         parts.warning("%s: %s", config, sentence)
-    station = Station(loaded, observers=observers)
-    with stop_on_signals() as stop:
+    station = Station(loaded, observers=observers, reread=lambda: load_config(config))
+    with stop_on_signals() as stop, call_on_hangup(station.reload):
         code = station.run(stop)
     counts = station.counts
     logging.getLogger(__name__).info(

@@ -147,7 +147,7 @@ def station(plant: Plant, journal: Journal, commands: list[tuple[str, bytes]]) -
         state=StationState("ready", BOOT, 1, "bottle-3f9a1c2e", "openvino", "fp32"),
         journal=journal,
         deadline_s=2.0,
-        on_command=lambda name, payload, retained: commands.append((name, payload)),
+        on_command=lambda camera, name, payload, retained: commands.append((name, payload)),
     )
     made.start()
     try:
@@ -368,7 +368,7 @@ def test_every_metric_of_the_guide_exists(tmp_path: Path) -> None:
 
     from flawline_edge.metrics import Metrics
 
-    page = generate_latest(Metrics("press-7", tmp_path, figures).registry).decode()
+    page = generate_latest(Metrics("press-7", tmp_path, ["top"], figures).registry).decode()
     there = set(re.findall(r"^# TYPE (flawline_\w+)", page, re.MULTILINE))
     there = {name for name in there if not name.endswith("_created")}
     text = (REPOSITORY / "docs" / "operations.md").read_text(encoding="utf-8")

@@ -263,7 +263,7 @@ def test_a_station_switches_and_says_so(tmp_path: Path, wire: Wire, monkeypatch:
             frame = super().read()
             if frame is not None and frame.part == "P20":
                 works.may_go_on.set()
-                wait_until(lambda: ready(made._inspector), "the candidate")
+                wait_until(lambda: ready(made.lanes[0].inspector), "the candidate")
             return frame
 
     seen: list[Inspection] = []

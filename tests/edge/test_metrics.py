@@ -46,6 +46,7 @@ def figures() -> Figures:
     return Figures(
         READY,
         (CameraFigures("top", 3, 17, 2, 0.5), CameraFigures("side")),
+        lane_restarts=5,
         unjournaled=4,
         connected=True,
         broker=Counters(published=100, undelivered=9, history=8, reconnects=2),
@@ -76,12 +77,11 @@ def read_from(metrics: Metrics) -> Read:
 
 def test_verdicts_are_counted_by_camera_result_and_reason(tmp_path: Path) -> None:
     """Each told one once; a late one is no verdict."""
-    metrics = Metrics("press-7", tmp_path, lambda: None)
-    top, side = metrics.observer("top"), metrics.observer("side")
+    metrics = Metrics("press-7", tmp_path, ["top", "side"], lambda: None)
     for level in (OK_LEVEL, OK_LEVEL, BAD_LEVEL):
-        top(inspection(level=level))
-    side(inspection(decision=Decision.undefined(Reason.DEADLINE)))
-    side(inspection(late=True))
+        metrics(inspection(level=level))
+    metrics(inspection(camera="side", decision=Decision.undefined(Reason.DEADLINE)))
+    metrics(inspection(camera="side", late=True))
     read = read_from(metrics)
     assert at(read, "flawline_verdicts_total", camera="top", result="OK", reason="") == 2
     assert at(read, "flawline_verdicts_total", camera="top", result="NotOK", reason="") == 1
@@ -93,8 +93,8 @@ def test_verdicts_are_counted_by_camera_result_and_reason(tmp_path: Path) -> Non
 
 def test_durations_fall_into_their_buckets_by_stage(tmp_path: Path) -> None:
     """Seconds, cumulative; the stand-in says 0.1 ms to fit, 1 ms to infer and 7.4 ms in all."""
-    metrics = Metrics("press-7", tmp_path, lambda: None)
-    metrics.observer("top")(inspection(ms=7.4))
+    metrics = Metrics("press-7", tmp_path, ["top", "side"], lambda: None)
+    metrics(inspection(ms=7.4))
     read = read_from(metrics)
     for stage in ("capture", "fit", "infer", "decide", "journal", "total"):
         assert at(read, "flawline_stage_seconds_count", camera="top", stage=stage) == 1
@@ -108,7 +108,7 @@ def test_the_rest_is_asked_for_when_it_is_read(tmp_path: Path) -> None:
     """State, engine, model, queues, delivery, disk and the process itself."""
     (tmp_path / "journal.sqlite").write_bytes(bytes(1000))
     (tmp_path / "journal.sqlite-wal").write_bytes(bytes(24))
-    read = read_from(Metrics("press-7", tmp_path, figures))
+    read = read_from(Metrics("press-7", tmp_path, ["top"], figures))
     assert at(read, "flawline_state", flawline_state="ready") == 1
     assert at(read, "flawline_state", flawline_state="fault") == 0
     assert at(read, "flawline_engine_info", engine="openvino", precision="fp32") == 1
@@ -119,6 +119,7 @@ def test_the_rest_is_asked_for_when_it_is_read(tmp_path: Path) -> None:
     assert at(read, "flawline_camera_restarts_total", camera="side") == 0
     assert at(read, "flawline_lane_idle_seconds", camera="top") == 0.5
     assert at(read, "flawline_undelivered") == 1
+    assert at(read, "flawline_lane_restarts_total") == 5
     assert at(read, "flawline_unjournaled_total") == 4
     assert at(read, "flawline_mqtt_connected") == 1
     assert at(read, "flawline_mqtt_no_subscriber") == 0
@@ -134,16 +135,15 @@ def test_the_rest_is_asked_for_when_it_is_read(tmp_path: Path) -> None:
 
 def test_a_station_that_starts_has_only_its_name_and_disk(tmp_path: Path) -> None:
     """No figure is invented."""
-    names = {name for name, _ in read_from(Metrics("press-7", tmp_path, lambda: None))}
+    names = {name for name, _ in read_from(Metrics("press-7", tmp_path, ["top", "side"], lambda: None))}
     assert "flawline_station_info" in names and "flawline_disk_free_bytes" in names
     assert not names & {"flawline_state", "flawline_queue_depth", "flawline_undelivered"}
 
 
 def test_two_stations_in_one_process_count_apart(tmp_path: Path) -> None:
     """Nothing is in Prometheus' global registry."""
-    one, two = Metrics("one", tmp_path, lambda: None), Metrics("two", tmp_path, lambda: None)
-    one.observer("top")(inspection())
-    two.observer("top")
+    one, two = (Metrics(name, tmp_path, ["top"], lambda: None) for name in ("one", "two"))
+    one(inspection())
     assert at(read_from(two), "flawline_verdicts_total", camera="top", result="OK", reason="") == 0
 
 
@@ -155,7 +155,7 @@ def test_a_port_in_use_is_one_sentence(tmp_path: Path) -> None:
         port = other.getsockname()[1]
         with (
             pytest.raises(ConfigError, match=rf"metrics\.port: {port} on 127\.0\.0\.1 is in use") as caught,
-            MetricsServer("127.0.0.1", port, Metrics("p", tmp_path, lambda: None).registry),
+            MetricsServer("127.0.0.1", port, Metrics("p", tmp_path, [], lambda: None).registry),
         ):
             pass
     assert caught.value.exit_code == 2
@@ -165,7 +165,7 @@ def test_an_address_of_another_machine_is_one_sentence(tmp_path: Path) -> None:
     """Not ours to listen on."""
     with (
         pytest.raises(ConfigError, match=r"metrics: cannot listen on 192\.0\.2\.1, port 9464"),
-        MetricsServer("192.0.2.1", 9464, Metrics("p", tmp_path, lambda: None).registry),
+        MetricsServer("192.0.2.1", 9464, Metrics("p", tmp_path, [], lambda: None).registry),
     ):
         pass
 
@@ -173,7 +173,7 @@ def test_an_address_of_another_machine_is_one_sentence(tmp_path: Path) -> None:
 def test_a_reader_that_dawdles_is_hung_up_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The next one waits, but not for ever; and leaving does not wait for it either."""
     monkeypatch.setattr("flawline_edge.metrics_server._Handler.timeout", 0.3)
-    metrics = Metrics("press-7", tmp_path, lambda: None)
+    metrics = Metrics("press-7", tmp_path, ["top", "side"], lambda: None)
     with (
         MetricsServer("127.0.0.1", 0, metrics.registry) as server,
         socket.create_connection(("127.0.0.1", server.port)) as dawdler,
@@ -198,7 +198,7 @@ def test_what_is_no_request_does_no_harm(
     tmp_path: Path, request_bytes: bytes, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """It is refused or hung up on, quietly, and the next reader is served."""
-    with MetricsServer("127.0.0.1", 0, Metrics("p", tmp_path, lambda: None).registry) as server:
+    with MetricsServer("127.0.0.1", 0, Metrics("p", tmp_path, [], lambda: None).registry) as server:
         with socket.create_connection(("127.0.0.1", server.port)) as client:
             client.sendall(request_bytes)
             client.settimeout(5.0)

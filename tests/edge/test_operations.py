@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.edge.stand_ins import (
@@ -25,6 +26,7 @@ from tests.edge.stand_ins import (
 )
 
 from flawline_edge import operations as operations_module
+from flawline_edge.inspector import Inspector
 from flawline_edge.messages import StationState
 from flawline_edge.operations import Operations
 from flawline_edge.station import Station
@@ -171,18 +173,66 @@ def test_a_slow_folder_is_alive(tmp_path: Path, wire: Wire, systemd: Systemd) ->
         assert systemd.feeds_within(3 * WATCHDOG_S) >= 3
 
 
-def test_a_folder_whose_disk_hangs_is_not(tmp_path: Path, wire: Wire, systemd: Systemd) -> None:
-    """The read does not return: no wait that anybody chose."""
+def test_one_lane_that_hangs_is_enough(
+    tmp_path: Path, wire: Wire, systemd: Systemd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other camera's parts go on, and its loop goes round: the watchdog starves all the same."""
+    go_on, hangs = threading.Event(), threading.Event()
+    judge = Inspector.judge
+    marked = OK_LEVEL + 1
+
+    def hang_at_the_left(self: Inspector, picture: Any) -> Any:
+        if picture[0, 0, 0] == marked:
+            hangs.set()
+            go_on.wait(20.0)
+        return judge(self, picture)
+
+    monkeypatch.setattr(Inspector, "judge", hang_at_the_left)
+    cameras = [{"name": name, "source": {"kind": "simulated"}} for name in ("left", "right")]
+    sources = {"left": LiveCamera([marked] * 20_000), "right": LiveCamera([OK_LEVEL] * 20_000)}
+    with running(Station(config(tmp_path, cameras=cameras), cameras=sources), wire):
+        assert hangs.wait(10.0)
+        time.sleep(3 * FEEDS_S)
+        assert systemd.feeds_within(3 * WATCHDOG_S) == 0
+        before = len(wire.told)
+        wait_until(lambda: len(wire.told) > before + 3, "the right camera's parts")
+        go_on.set()
+        wait_until(lambda: systemd.feeds_within(0.05) > 0, "the watchdog to be fed again")
+
+
+@pytest.mark.parametrize("kind", ["free", "mqtt"])
+def test_a_folder_whose_disk_hangs_is_not(tmp_path: Path, wire: Wire, systemd: Systemd, kind: str) -> None:
+    """The read does not return, on the thread that judges or on the one beside it: no wait that anybody chose."""
 
     class Hanging(ListCamera):
         def read(self) -> None:
             gate.wait(20.0)
 
     gate = threading.Event()
-    with running(Station(config(tmp_path), camera=Hanging([])), wire):
+    with running(Station(config(tmp_path, trigger={"kind": kind}), camera=Hanging([])), wire):
         time.sleep(3 * FEEDS_S)
         assert systemd.feeds_within(3 * WATCHDOG_S) == 0
         gate.set()
+
+
+def test_a_paused_station_is_alive(tmp_path: Path, wire: Wire, systemd: Systemd) -> None:
+    """Somebody wants it so; a health check is content."""
+    commands = {**config(tmp_path).mqtt.model_dump(), "commands": ["pause"]}
+    with running(live(tmp_path, mqtt=commands), wire):
+        wire.command("pause", {"id": "1"})
+        wait_until(lambda: any("STATUS=press-7: paused" in message for message in systemd.told), "the status")
+        assert systemd.feeds_within(3 * WATCHDOG_S) >= 3
+        wait_until(lambda: read_status(tmp_path / "state").state == "paused", "paused in the status file")
+
+
+def test_a_reload_of_the_station_is_told(tmp_path: Path, wire: Wire, systemd: Systemd) -> None:
+    """`systemctl reload` ends when it is done, well or not."""
+    made = live(tmp_path)
+    made_again = Station(made.config, camera=LiveCamera([OK_LEVEL] * 20_000), reread=lambda: made.config)
+    with running(made_again, wire):
+        wait_until(lambda: systemd.words == ["READY=1"], "READY=1")
+        made_again.reload()
+        wait_until(lambda: systemd.words == ["READY=1", "RELOADING=1", "READY=1"], "the reload's end")
 
 
 def test_a_watchdog_shorter_than_a_part_is_warned_of(
@@ -282,6 +332,14 @@ def test_a_reload_is_told_and_ended(tmp_path: Path, systemd: Systemd) -> None:
         with pytest.raises(ValueError, match="unknown key"), operations.reloading():
             raise ValueError("unknown key")
         assert systemd.words == ["READY=1", "RELOADING=1", "READY=1", "RELOADING=1", "READY=1"]
+
+
+def test_a_reload_before_ready_says_nothing(tmp_path: Path, systemd: Systemd) -> None:
+    """READY=1 would come too early."""
+    with quiet(tmp_path) as operations:
+        with operations.reloading():
+            pass
+        assert systemd.words == []
 
 
 def test_a_change_waits_for_no_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

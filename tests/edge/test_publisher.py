@@ -467,7 +467,7 @@ def test_commands_arrive_unless_oversized_and_say_if_retained(
     plc = listen(broker.port)
     got: list[tuple[str, bytes, bool]] = []
 
-    def on_command(name: str, payload: bytes, retained: bool) -> None:
+    def on_command(camera: str, name: str, payload: bytes, retained: bool) -> None:
         got.append((name, payload, retained))
         if name == "fail":
             raise RuntimeError("a mistake in a handler")
@@ -481,6 +481,7 @@ def test_commands_arrive_unless_oversized_and_say_if_retained(
     assert got == [("trigger", b'{"id":"old"}', True), ("pause", b'{"id":"1"}', True)]
     got.clear()
     plc.publish("cmd/trigger", b"x" * 1025)
+    plc.publish("cmd/resume", b"x" * 1025, retain=True)
     plc.publish("cmd/fail", "{}")
     plc.publish("cmd/trigger", '{"id":"2"}')
     plc.publish("cmd/trigger", b"y" * 1024)
@@ -493,6 +494,38 @@ def test_commands_arrive_unless_oversized_and_say_if_retained(
     assert answer.payload == '{"id":"2","ok":true,"error":"","state":"\\u00e4"}'
     assert (answer.qos, answer.retain) == (1, False)
     assert publisher.connected
+
+
+def test_cameras_have_topics_of_their_own(broker: Mosquitto, station: Any, listen: Any) -> None:
+    """Verdict, code, commands and acknowledgements below the camera's name; ROOT/cmd stays, and so do state and history."""
+    plc = listen(broker.port)
+    got: list[tuple[str, str, bytes]] = []
+    publisher = online(
+        station(
+            broker.port,
+            cameras=["left", "right"],
+            scalar_topics=True,
+            on_command=lambda camera, name, payload, retained: got.append((camera, name, payload)),
+        )
+    )
+    for topic in ("left/cmd/trigger", "right/cmd/pause", "cmd/reload", "third/cmd/trigger", "left/cmd/a/b"):
+        plc.publish(topic, topic)
+    plc.publish("left/cmd/trigger", "the last one")
+    until(lambda: len(got) >= 4)
+    assert got == [
+        ("left", "trigger", b"left/cmd/trigger"),
+        ("right", "pause", b"right/cmd/pause"),
+        ("", "reload", b"cmd/reload"),
+        ("left", "trigger", b"the last one"),
+    ]
+    assert publisher.publish_verdict(verdict(1), camera="right")
+    publisher.acknowledge("pause", {"id": "1"}, camera="right")
+    publisher.acknowledge("reload", {"id": "2"})
+    assert plc.expect("right/verdict", 1)[0].payload == verdict(1).to_json()
+    assert plc.expect("right/verdict/code", 1)[0].payload == "1;T-1;2"
+    assert plc.expect("right/ack/pause", 1)[0].payload == '{"id":"1"}'
+    assert plc.expect("ack/reload", 1)[0].payload == '{"id":"2"}'
+    assert plc.on("state") and not plc.on("verdict")
 
 
 def test_commands_are_not_subscribed_to_without_a_handler(broker: Mosquitto, station: Any, listen: Any) -> None:
