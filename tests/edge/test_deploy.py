@@ -7,7 +7,7 @@ import shlex
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,7 +136,9 @@ def comes(plant: Plant) -> Iterator[Callable[[str], Somebody]]:
 
 
 @contextmanager
-def station(plant: Plant, journal: Journal, commands: list[tuple[str, bytes]]) -> Iterator[Publisher]:
+def station(
+    plant: Plant, journal: Journal, commands: list[tuple[str, bytes]], cameras: Sequence[str] = ()
+) -> Iterator[Publisher]:
     identity = plant.identities[STATION]
     tls = TlsConfig(ca=plant.authority.pem, cert=identity.cert, key=identity.key)
     made = Publisher(
@@ -147,7 +149,8 @@ def station(plant: Plant, journal: Journal, commands: list[tuple[str, bytes]]) -
         state=StationState("ready", BOOT, 1, "bottle-3f9a1c2e", "openvino", "fp32"),
         journal=journal,
         deadline_s=2.0,
-        on_command=lambda camera, name, payload, retained: commands.append((name, payload)),
+        on_command=lambda camera, name, payload, retained: commands.append((f"{camera}/{name}".lstrip("/"), payload)),
+        cameras=cameras,
     )
     made.start()
     try:
@@ -190,9 +193,42 @@ def test_the_station_can_do_its_work(
     assert "refuses" not in caplog.text, caplog.text
 
 
+def test_a_station_with_several_cameras_can_do_its_work(
+    plant: Plant, comes: Callable[[str], Somebody], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each camera's own topics are open to the same people."""
+    commands: list[tuple[str, bytes]] = []
+    plc, mes = comes(PLC), comes(MES)
+    with (
+        Journal(tmp_path / "journal.sqlite") as journal,
+        station(plant, journal, commands, cameras=("top", "side")) as publisher,
+    ):
+        assert publisher.publish_verdict(verdict(1), camera="side")
+        publisher.acknowledge("trigger", {"id": "17", "ok": True}, camera="side")
+        until(lambda: plc.heard(f"{ROOT}/side/verdict"), "the verdict at the PLC")
+        until(lambda: plc.heard(f"{ROOT}/side/verdict/code"), "its code")
+        until(lambda: plc.heard(f"{ROOT}/side/ack/trigger"), "the acknowledgement")
+        until(lambda: mes.heard(f"{ROOT}/side/verdict"), "the verdict at the collector")
+        assert plc.says(f"{ROOT}/top/cmd/trigger", '{"trigger":"T-3"}')
+        until(lambda: commands == [("top/trigger", b'{"trigger":"T-3"}')], "the PLC's trigger")
+    assert "refuses" not in caplog.text, caplog.text
+
+
 @pytest.mark.parametrize("name", [PLC, ENGINEER, MES, "guest", "press-8"])
 @pytest.mark.parametrize(
-    "below", ["verdict", "verdict/code", "state", "heartbeat", "history", "alarm/camera", "ack/trigger"]
+    "below",
+    [
+        "verdict",
+        "verdict/code",
+        "state",
+        "heartbeat",
+        "history",
+        "alarm/camera",
+        "ack/trigger",
+        "top/verdict",
+        "top/verdict/code",
+        "top/ack/trigger",
+    ],
 )
 def test_nobody_speaks_for_the_station(plant: Plant, comes: Callable[[str], Somebody], name: str, below: str) -> None:
     """A forged pass is refused by the broker, and reaches nobody: not from the PLC, not from another station."""
@@ -215,10 +251,11 @@ def test_nobody_speaks_for_the_station(plant: Plant, comes: Callable[[str], Some
     ],
 )
 def test_commands_are_for_those_who_need_them(comes: Callable[[str], Somebody], name: str, allowed: set[str]) -> None:
-    """All commands of the contract, each tried."""
+    """All commands of the contract, each tried, to the station and to one of its cameras."""
     somebody = comes(name)
     every = ("trigger", "recipe", "threshold", "pause", "resume", "reload", "rollback", "overrule")
-    assert {command for command in every if somebody.says(f"{ROOT}/cmd/{command}", "{}")} == allowed
+    for below in (ROOT, f"{ROOT}/top"):
+        assert {command for command in every if somebody.says(f"{below}/cmd/{command}", "{}")} == allowed
 
 
 def test_a_guest_hears_nothing(plant: Plant, comes: Callable[[str], Somebody], tmp_path: Path) -> None:
