@@ -162,7 +162,10 @@ def test_a_station_in_production(line: Line) -> None:
         station.wait()
         hears("")
         systemd.close()
-    assert told[-1].startswith("STOPPING=1\n") or "STOPPING=1" in "\n".join(told[-3:])
+    words = [message.split("\n")[0] for message in told]
+    assert words.count("READY=1") == words.count("STOPPING=1") == 1 and words.index("READY=1") < words.index(
+        "STOPPING=1"
+    )
     assert flawline(line, "status").returncode == 1
     said = messages(log.read_text())
     assert any("connected to 127.0.0.1" in message for message in said)
