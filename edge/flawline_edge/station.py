@@ -99,7 +99,9 @@ class Station:
 
     def reload(self) -> None:
         """Read the configuration anew, in the background; what came of it is logged."""
-        if self._commands is not None:
+        if self._commands is None:
+            _log.warning("reload is refused: the station has not been started")
+        else:
             self._commands.reload()
 
     # --- life ------------------------------------------------------------------------------------------------------
