@@ -25,6 +25,7 @@ from flawline_edge.changes import Changes
 from flawline_edge.commands import Commands
 from flawline_edge.journal import Journal, JournalError, next_boot
 from flawline_edge.lane import Lane
+from flawline_edge.messages import Command
 from flawline_edge.publisher import Publisher, StationState
 from flawline_edge.recipes import Recipes
 from flawline_edge.supervision import Supervisor
@@ -260,9 +261,9 @@ class Station:
             _log.info("%s: %s%s", self.config.station, state.state, f" ({state.reason})" if state.reason else "")
         self._publisher.set_state(state)
 
-    def _on_command(self, camera: str, name: str, payload: bytes, retained: bool) -> None:
+    def _on_command(self, command: Command) -> None:
         assert self._commands is not None
-        self._commands.on_command(camera, name, payload, retained)
+        self._commands.on_command(command)
 
     def _status(self, lane: Lane | None) -> dict[str, object]:
         """What every acknowledgement says: of the camera that was asked, or of the station and its first camera."""
