@@ -20,6 +20,7 @@ from typing import Protocol
 from flawline_edge.changes import Changes, Refused
 from flawline_edge.journal import Journal
 from flawline_edge.lane import Lane
+from flawline_edge.messages import Command, Reply
 from flawline_edge.requests import (
     Duplicates,
     LabelRequest,
@@ -51,26 +52,28 @@ _OF_THE_STATION = frozenset({"pause", "resume", "reload", "rollback", "overrule"
 
 
 class Acknowledge(Protocol):
-    """Sends an answer, below the camera's topic if one is named."""
+    """Sends an answer, below the camera's topic if one is named, or where the command asks for it."""
 
-    def __call__(self, name: str, payload: dict[str, object], *, camera: str = "") -> None: ...
+    def __call__(
+        self, name: str, payload: dict[str, object], *, camera: str = "", reply: Reply | None = None
+    ) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
 class _Task:
-    """A request on its way. `camera` is the level of its topic; `lane` is None where the station is asked.
+    """A request on its way; `lane` is None where the station is asked. Without a request nobody waits for an answer."""
 
-    Without a request nobody waits for an answer.
-    """
-
-    camera: str
-    name: str
+    command: Command
     lane: Lane | None
     request: Request | None
 
     @property
+    def name(self) -> str:
+        return self.command.name
+
+    @property
     def key(self) -> str:
-        return f"{self.camera}/{self.name}/{self.request_id}"
+        return f"{self.command.camera}/{self.name}/{self.request_id}"
 
     @property
     def request_id(self) -> str:
@@ -131,34 +134,36 @@ class Commands:
     def reload(self) -> None:
         """As asked for by SIGHUP: not acknowledged, but logged."""
         try:
-            self._later(_Task("", "reload", None, None))
+            self._later(_Task(Command("", "reload", b""), None, None))
         except RequestError as exc:
             _log.warning("reload is refused: %s", exc)
 
-    def on_command(self, camera: str, name: str, payload: bytes, retained: bool = False) -> None:
+    def on_command(self, command: Command) -> None:
         """On paho's thread: must not wait for anything. A retained request would come again with every connection."""
         try:
-            task = self._checked(camera, name, payload, retained)
+            task = self._checked(command)
             if task is not None:
                 self._do(task)
         except RequestError as exc:
-            self._refuse(camera, name, exc.id, exc.code)
+            if self._refusals.allows():
+                self._send(command, exc.id, exc.code, self._lanes.get(command.camera))
 
-    def _checked(self, camera: str, name: str, payload: bytes, retained: bool) -> _Task | None:
+    def _checked(self, command: Command) -> _Task | None:
+        camera, name = command.camera, command.name
         lane = self._lanes.get(camera)
         is_known = lane is not None or (not camera and name in _OF_THE_STATION)
         if name not in self._enabled or (name == "trigger" and lane is not None and lane.trigger.kind != "mqtt"):
             raise RequestError("not_enabled")
-        request = parse_request(payload, name)
+        request = parse_request(command.payload, name)
         if not is_known:
             raise RequestError("no_camera", request.id)
         if not (self._triggers[camera] if name == "trigger" else self._others).allows():
             raise RequestError("too_many", request.id)
-        if retained:
+        if command.retained:
             raise RequestError("retained", request.id)
         if not self._is_open:
             raise RequestError("not_ready", request.id)
-        task = _Task(camera, name, lane, request)
+        task = _Task(command, lane, request)
         if not self._duplicates.is_new(task.key):
             self._answer(task, duplicate=True)
             return None
@@ -233,10 +238,6 @@ class Commands:
             self._duplicates.forget(task.key)
         self._answer(task, error=error)
 
-    def _refuse(self, camera: str, name: str, request_id: str, code: str) -> None:
-        if self._refusals.allows():
-            self._send(camera, name, request_id, code, self._lanes.get(camera))
-
     def _answer(self, task: _Task, *, error: str = "", detail: str = "", duplicate: bool = False) -> None:
         if task.request is None:
             return
@@ -245,8 +246,8 @@ class Commands:
             more["detail"] = detail[:_DETAIL_LENGTH]
         if duplicate:
             more["duplicate"] = True
-        self._send(task.camera, task.name, task.request_id, error, task.lane, **more)
+        self._send(task.command, task.request_id, error, task.lane, **more)
 
-    def _send(self, camera: str, name: str, request_id: str, error: str, lane: Lane | None, **more: object) -> None:
+    def _send(self, command: Command, request_id: str, error: str, lane: Lane | None, **more: object) -> None:
         payload: dict[str, object] = {"id": request_id, "ok": not error, "error": error, **self._status(lane), **more}
-        self._acknowledge(name, payload, camera=camera)
+        self._acknowledge(command.name, payload, camera=command.camera, reply=command.reply)

@@ -218,9 +218,12 @@ class Connection:
 
     def _publish(self, message: Message) -> bool:
         properties = None
-        if self.is_mqtt5 and message.expiry_s is not None:
+        if self.is_mqtt5 and (message.expiry_s is not None or message.correlation is not None):
             properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
-            properties.MessageExpiryInterval = message.expiry_s
+            if message.expiry_s is not None:
+                properties.MessageExpiryInterval = message.expiry_s
+            if message.correlation is not None:
+                properties.CorrelationData = message.correlation
         sent_at = time.monotonic()
         try:
             info = self._client.publish(message.topic, message.payload, message.qos, message.retain, properties)

@@ -176,6 +176,7 @@ class Lane:
                 self._is_up = True
             up()
             while not may_begin.wait(POLL_S):
+                self._judges.came_round()
                 if stop.is_set():
                     return
             self._begin()
@@ -231,20 +232,23 @@ class Lane:
     def _beside(self, stop: threading.Event, capture: Callable[[], None]) -> Iterator[None]:
         """Capture on a thread, and a clock on another where that is the trigger; ended with this block."""
 
-        def captured() -> None:
+        def passing_on(work: Callable[[], None]) -> None:
             try:
-                with self._progress.watch(self._captures):
-                    capture()
+                work()
             except BaseException as exc:  # for the thread that judges, which raises it
                 self.intake.finish(exc)
-            else:
-                self.intake.finish()
 
-        works = {"capture": captured}
+        def until_the_end() -> None:
+            with self._progress.watch(self._captures):
+                capture()
+            self.intake.finish()
+
+        works = {"capture": until_the_end}
         if self.trigger.kind == "interval":
             works["interval"] = lambda: tick(self, stop)
         threads = [
-            threading.Thread(target=work, name=f"{what}-{self.name}", daemon=True) for what, work in works.items()
+            threading.Thread(target=passing_on, args=(work,), name=f"{what}-{self.name}", daemon=True)
+            for what, work in works.items()
         ]
         for thread in threads:
             thread.start()

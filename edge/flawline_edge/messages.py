@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 from flawline_inspect.clock import wall_clock
 from flawline_inspect.verdict import Verdict, wall_time
 
-__all__ = ["Alarm", "Key", "Message", "Messages", "StationState", "says_offline"]
+__all__ = ["Alarm", "Command", "Key", "Message", "Messages", "Reply", "StationState", "says_offline"]
 
 _ALARM_TEXT_LENGTH = 160
 _COMMAND_NAME_LENGTH = 32
+_REPLY_TOPIC_LENGTH = 256
 
 Key = tuple[str, int]
 """Boot and seq: what names a verdict."""
@@ -59,6 +60,23 @@ class Alarm(NamedTuple):
         return _compact(self._asdict())
 
 
+class Reply(NamedTuple):
+    """Where a command wants its answer, and what shall stand in it (MQTT 5)."""
+
+    topic: str
+    correlation: bytes | None
+
+
+class Command(NamedTuple):
+    """What came on ROOT/cmd/`name`, or below a camera's name. `reply` None: on the acknowledgement's own topic."""
+
+    camera: str
+    name: str
+    payload: bytes
+    retained: bool = False
+    reply: Reply | None = None
+
+
 class Message(NamedTuple):
     """One message on its way; `key` is set if it is a verdict, live or, with `history`, late."""
 
@@ -69,6 +87,7 @@ class Message(NamedTuple):
     expiry_s: int | None = None
     key: Key | None = None
     history: bool = False
+    correlation: bytes | None = None
 
 
 class Messages:
@@ -107,16 +126,29 @@ class Messages:
         key = (verdict.boot, verdict.seq)
         return Message(f"{self._root}/history", verdict.to_json(), key=key, history=True)
 
-    def acknowledgement(self, name: str, payload: dict[str, object], camera: str = "") -> Message:
+    def acknowledgement(
+        self, name: str, payload: dict[str, object], camera: str = "", reply: Reply | None = None
+    ) -> Message:
+        if reply is not None:
+            return Message(reply.topic, _compact(payload), correlation=reply.correlation)
         return Message(f"{self._below(camera)}/ack/{name}", _compact(payload))
 
-    def command(self, topic: str) -> tuple[str, str]:
-        """Whose command it is, and its name: what stands for the + of `command_topics`; empty if that can be none."""
+    def command(self, topic: str, payload: bytes, *, retained: bool, reply: Reply | None = None) -> Command | None:
+        """What came on one of `command_topics`; None if the + of it stands for nothing that a command could be called.
+
+        A reply is sent below the station's or camera's own ack/ only: it must not speak on any other topic because
+        somebody asks it to.
+        """
         below, _, name = topic.rpartition("/")
         camera = self._cameras.get(f"{below}/+")
-        if camera is None or not name.isascii() or len(name) > _COMMAND_NAME_LENGTH:
-            return "", ""
-        return camera, name
+        if camera is None or not name or not name.isascii() or len(name) > _COMMAND_NAME_LENGTH:
+            return None
+        if reply is not None and not self._may_reply_on(reply.topic, f"{self._below(camera)}/ack/"):
+            reply = None
+        return Command(camera, name, payload, retained, reply)
+
+    def _may_reply_on(self, topic: str, below: str) -> bool:
+        return topic.startswith(below) and len(topic) <= _REPLY_TOPIC_LENGTH and not set(topic) & set("+#\0")
 
     def _below(self, camera: str) -> str:
         return f"{self._root}/{camera}" if camera else self._root

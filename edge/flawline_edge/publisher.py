@@ -24,7 +24,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from flawline_edge.connection import GOODBYE_S, Access, Connection, tls_context
 from flawline_edge.journal import Journal, JournalError
-from flawline_edge.messages import Alarm, Key, Message, Messages, StationState, says_offline
+from flawline_edge.messages import Alarm, Command, Key, Message, Messages, Reply, StationState, says_offline
 from flawline_inspect.verdict import Verdict
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class Publisher:
 
     No method raises because of the broker; all may be called by any thread. `password` and `key_password` come from
     the environment, not from the configuration. `deadline_s` is how long a live verdict is worth anything.
-    `on_command(camera, name, payload, retained)` is called on paho's thread and must return quickly; without it commands
+    `on_command` is called on paho's thread and must return quickly; without it commands
     are not subscribed to. `cameras` are the names that are levels of topics, see `Messages`. Raises `BrokerError`
     when the TLS files cannot be used.
     """
@@ -78,7 +78,7 @@ class Publisher:
         state: StationState,
         journal: Journal | None,
         deadline_s: float,
-        on_command: Callable[[str, str, bytes, bool], None] | None = None,
+        on_command: Callable[[Command], None] | None = None,
         password: str | None = None,
         key_password: str | None = None,
         cameras: Sequence[str] = (),
@@ -158,9 +158,11 @@ class Publisher:
         self._not_delivered([(verdict.boot, verdict.seq)])
         return False
 
-    def acknowledge(self, name: str, payload: dict[str, object], *, camera: str = "") -> None:
-        """Answer a command on ROOT/ack/`name`. Without a connection it is lost: nobody asked, then."""
-        self._send(self._messages.acknowledgement(name, payload, camera))
+    def acknowledge(
+        self, name: str, payload: dict[str, object], *, camera: str = "", reply: Reply | None = None
+    ) -> None:
+        """Answer a command, on ROOT/ack/`name` or where it asks for it. Without a connection it is lost: nobody asked."""
+        self._send(self._messages.acknowledgement(name, payload, camera, reply))
 
     def alarm(self, name: str, active: bool, text: str = "") -> None:
         """Raise or clear an alarm, retained; one that has not changed is not sent again.
@@ -249,8 +251,8 @@ class Publisher:
                 if self._state.state != "offline" and says_offline(payload):
                     self._send(self._messages.state(self._state))
             return
-        camera, name = self._messages.command(topic)
-        if self._on_command is None or not name or not payload:
+        command = self._messages.command(topic, payload, retained=bool(message.retain), reply=_reply(message))
+        if self._on_command is None or command is None or not payload:
             return
         if len(payload) > COMMAND_LIMIT_BYTES:
             connection.report_once(
@@ -259,7 +261,7 @@ class Publisher:
             return
         if message.retain:
             connection.report_once(f"{topic}: a retained command was refused; publish commands without the retain flag")
-        self._on_command(camera, name, payload, bool(message.retain))
+        self._on_command(command)
 
     def ended(self, connection: Connection, unacknowledged: list[Message]) -> None:
         self._not_delivered([m.key for m in unacknowledged if m.key is not None and not m.history])
@@ -355,6 +357,12 @@ class Publisher:
             if self._stopping.wait(HISTORY_INTERVAL_S):
                 return False
         return bool(fresh)
+
+
+def _reply(message: MQTTMessage) -> Reply | None:
+    """Where an MQTT 5 client wants its answer; anything else says nothing of it."""
+    topic = getattr(message.properties, "ResponseTopic", None)
+    return None if not topic else Reply(str(topic), getattr(message.properties, "CorrelationData", None))
 
 
 def _backoff_s(failures: int) -> float:

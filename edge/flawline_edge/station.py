@@ -25,6 +25,7 @@ from flawline_edge.changes import Changes
 from flawline_edge.commands import Commands
 from flawline_edge.journal import Journal, JournalError, next_boot
 from flawline_edge.lane import Lane
+from flawline_edge.messages import Command
 from flawline_edge.metrics import CameraFigures, Figures
 from flawline_edge.operations import Operations
 from flawline_edge.publisher import Publisher, StationState
@@ -103,7 +104,9 @@ class Station:
 
     def reload(self) -> None:
         """Read the configuration anew, in the background; what came of it is logged."""
-        if self._commands is not None:
+        if self._commands is None:
+            _log.warning("reload is refused: the station has not been started")
+        else:
             self._commands.reload()
 
     # --- life ------------------------------------------------------------------------------------------------------
@@ -304,9 +307,9 @@ class Station:
         self._publisher.set_state(state)
         self._operations.state_changed(state)
 
-    def _on_command(self, camera: str, name: str, payload: bytes, retained: bool) -> None:
+    def _on_command(self, command: Command) -> None:
         assert self._commands is not None
-        self._commands.on_command(camera, name, payload, retained)
+        self._commands.on_command(command)
 
     def _status(self, lane: Lane | None) -> dict[str, object]:
         """What every acknowledgement says: of the camera that was asked, or of the station and its first camera."""

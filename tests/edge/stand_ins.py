@@ -26,6 +26,7 @@ from flawline_edge import station as station_module
 from flawline_edge.cameras import CameraFrame
 from flawline_edge.inspector import Inspector, Judgement
 from flawline_edge.journal import Journal
+from flawline_edge.messages import Command, Reply
 from flawline_edge.publisher import StationState
 from flawline_edge.station import Inspection, Station
 from flawline_inspect.bundle import MODEL, bundle_bytes
@@ -273,7 +274,7 @@ class Wire:
         self.ready = threading.Event()
         self.history: list[Verdict] = []
         self._journal: Journal | None = None
-        self._on_command: Callable[[str, str, bytes, bool], None] | None = None
+        self._on_command: Callable[[Command], None] | None = None
         self.topic_cameras: list[str] = []
         self.below: list[str] = []  # the camera of each verdict's topic
 
@@ -287,7 +288,7 @@ class Wire:
         state: StationState,
         journal: Journal | None,
         deadline_s: float,
-        on_command: Callable[[str, str, bytes, bool], None] | None = None,
+        on_command: Callable[[Command], None] | None = None,
         password: str | None = None,
         key_password: str | None = None,
         cameras: Sequence[str] = (),
@@ -322,7 +323,9 @@ class Wire:
             self._journal.delivered([(verdict.boot, verdict.seq)])
         return True
 
-    def acknowledge(self, name: str, payload: dict[str, object], *, camera: str = "") -> None:
+    def acknowledge(
+        self, name: str, payload: dict[str, object], *, camera: str = "", reply: Reply | None = None
+    ) -> None:
         json.dumps(payload)
         self.acks.append((time.monotonic(), f"{camera}/{name}" if camera else name, dict(payload)))
 
@@ -355,7 +358,7 @@ class Wire:
         """As if it had come from the broker, on this thread."""
         assert self._on_command is not None, "the station has not subscribed to commands"
         data = payload if isinstance(payload, bytes) else json.dumps(payload).encode()
-        self._on_command(camera, name, data, retained)
+        self._on_command(Command(camera, name, data, retained))
 
     def trigger(self, name: str, part: str = "", *, camera: str = "") -> None:
         self.command("trigger", {"trigger": name, "part": part}, camera=camera)

@@ -149,7 +149,7 @@ def station(
         state=StationState("ready", BOOT, 1, "bottle-3f9a1c2e", "openvino", "fp32"),
         journal=journal,
         deadline_s=2.0,
-        on_command=lambda camera, name, payload, retained: commands.append((f"{camera}/{name}".lstrip("/"), payload)),
+        on_command=lambda command: commands.append((f"{command.camera}/{command.name}".lstrip("/"), command.payload)),
         cameras=cameras,
     )
     made.start()
@@ -228,6 +228,7 @@ def test_a_station_with_several_cameras_can_do_its_work(
         "top/verdict",
         "top/verdict/code",
         "top/ack/trigger",
+        "ack/hmi/7",
     ],
 )
 def test_nobody_speaks_for_the_station(plant: Plant, comes: Callable[[str], Somebody], name: str, below: str) -> None:

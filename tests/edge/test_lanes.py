@@ -27,6 +27,7 @@ from tests.edge.stand_ins import (
     wire,
 )
 
+from flawline_edge import lane as lane_module
 from flawline_edge import station as station_module
 from flawline_edge import supervision as supervision_module
 from flawline_edge.inspector import Inspector, Judgement
@@ -269,6 +270,41 @@ def test_a_lane_that_dies_is_started_again(
     assert wire.state_words == ["starting", "ready", "stopped"]
     assert [alarm[1:3] for alarm in wire.alarms] == [("engine", True), ("engine", False)] * 2
     assert [v.seq for v in sorted(wire.told, key=lambda v: v.seq)] == list(range(1, len(wire.told) + 1))
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("mqtt", "capture_on_demand"),
+        ("interval", "capture_on_demand"),
+        ("camera", "capture_each"),
+        ("interval", "tick"),
+    ],
+)
+def test_whatever_dies_beside_takes_the_lane_along(
+    tmp_path: Path, wire: Wire, monkeypatch: pytest.MonkeyPatch, kind: str, name: str
+) -> None:
+    """The thread that captures, and the clock: without them no part would ever come again, and nobody would know."""
+    times = [2]
+
+    def dying(original: Callable[..., None]) -> Callable[..., None]:
+        def work(*arguments: Any) -> None:
+            if times[0] > 0:
+                times[0] -= 1
+                raise RuntimeError("unforeseen")
+            original(*arguments)
+
+        return work
+
+    monkeypatch.setattr(lane_module, name, dying(getattr(lane_module, name)))
+    trigger = {"kind": kind, "interval_ms": 20}
+    made = Station(config(tmp_path, trigger=trigger), camera=LiveCameraThatComesBack([OK_LEVEL] * 100_000))
+    with running(made, wire):
+        wait_until(lambda: made.restarts == 2 and made.lanes[0].state[0] == "ready", "the lane to be back")
+        if kind == "mqtt":
+            wire.trigger("T-1")
+        wait_until(lambda: OK in results(wire.told), "a verdict")
+    assert wire.state_words[:3] == ["starting", "ready", "fault engine"]
 
 
 class LiveCameraThatComesBack(LiveCamera):

@@ -280,6 +280,6 @@ def test_metrics_are_off_unless_asked_for(tmp_path: Path, wire: Wire, monkeypatc
         raise AssertionError("a server was made")
 
     monkeypatch.setattr("flawline_edge.operations.MetricsServer", refuse)
-    made = Station(config(tmp_path), camera=LiveCamera([OK_LEVEL] * 3))
+    made = Station(config(tmp_path), camera=LiveCamera([OK_LEVEL] * 5000))
     with running(made, wire):
         wait_until(lambda: len(wire.told) >= 1, "a verdict")

@@ -22,6 +22,8 @@ import jsonschema
 import pytest
 from paho.mqtt.client import Client, MQTTMessage
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
 from paho.mqtt.subscribeoptions import SubscribeOptions
 from tests.edge.mosquitto import Mosquitto, mosquitto
 
@@ -29,6 +31,7 @@ from flawline_edge import connection as connection_module
 from flawline_edge import publisher as publisher_module
 from flawline_edge.broker import EmbeddedBroker
 from flawline_edge.journal import Journal
+from flawline_edge.messages import Command
 from flawline_edge.publisher import Publisher, StationState
 from flawline_inspect.config import MqttConfig, TlsConfig
 from flawline_inspect.errors import BrokerError
@@ -467,9 +470,9 @@ def test_commands_arrive_unless_oversized_and_say_if_retained(
     plc = listen(broker.port)
     got: list[tuple[str, bytes, bool]] = []
 
-    def on_command(camera: str, name: str, payload: bytes, retained: bool) -> None:
-        got.append((name, payload, retained))
-        if name == "fail":
+    def on_command(command: Command) -> None:
+        got.append((command.name, command.payload, command.retained))
+        if command.name == "fail":
             raise RuntimeError("a mistake in a handler")
 
     plc.publish("cmd/trigger", '{"id":"old"}', retain=True)
@@ -505,7 +508,7 @@ def test_cameras_have_topics_of_their_own(broker: Mosquitto, station: Any, liste
             broker.port,
             cameras=["left", "right"],
             scalar_topics=True,
-            on_command=lambda camera, name, payload, retained: got.append((camera, name, payload)),
+            on_command=lambda command: got.append(command[:3]),
         )
     )
     for topic in ("left/cmd/trigger", "right/cmd/pause", "cmd/reload", "third/cmd/trigger", "left/cmd/a/b"):
@@ -526,6 +529,42 @@ def test_cameras_have_topics_of_their_own(broker: Mosquitto, station: Any, liste
     assert plc.expect("right/ack/pause", 1)[0].payload == '{"id":"1"}'
     assert plc.expect("ack/reload", 1)[0].payload == '{"id":"2"}'
     assert plc.on("state") and not plc.on("verdict")
+
+
+def test_an_answer_goes_where_the_command_asks_for_it(broker: Mosquitto, station: Any, listen: Any) -> None:
+    """MQTT 5: below the station's own ack/ and nowhere else, with the correlation data as they came."""
+    plc = listen(broker.port)
+    answers: list[Properties] = []
+
+    def on_command(command: Command) -> None:
+        publisher.acknowledge(command.name, {"id": command.name}, camera=command.camera, reply=command.reply)
+
+    publisher = online(station(broker.port, cameras=["left", "right"], on_command=on_command))
+    plc._client.on_message = lambda _c, _d, m: (answers.append(m.properties), Listener._on_message(plc, _c, _d, m))
+    wishes = {
+        "one": ("cmd", f"{ROOT}/ack/plc7"),
+        "two": ("left/cmd", f"{ROOT}/left/ack/plc7/a"),
+        "three": ("left/cmd", f"{ROOT}/right/ack/plc7"),
+        "four": ("cmd", f"{ROOT}/verdict"),
+        "five": ("cmd", f"{ROOT}/ack/" + "x" * 300),
+        "six": ("cmd", "elsewhere/ack/plc7"),
+    }
+    for name, (below, topic) in wishes.items():
+        properties = Properties(PacketTypes.PUBLISH)
+        properties.ResponseTopic, properties.CorrelationData = topic, name.encode()
+        plc._client.publish(f"{ROOT}/{below}/{name}", "{}", 1, properties=properties)
+    until(lambda: sum("ack/" in message.topic for message in plc.messages) == len(wishes))
+    arrived = {message.payload: message.topic for message in plc.messages if "ack/" in message.topic}
+    assert arrived == {
+        '{"id":"one"}': "ack/plc7",
+        '{"id":"two"}': "left/ack/plc7/a",
+        '{"id":"three"}': "left/ack/three",
+        '{"id":"four"}': "ack/four",
+        '{"id":"five"}': "ack/five",
+        '{"id":"six"}': "ack/six",
+    }
+    answered = [p.CorrelationData for p in answers if hasattr(p, "CorrelationData") and not hasattr(p, "ResponseTopic")]
+    assert sorted(answered) == [b"one", b"two"]
 
 
 def test_commands_are_not_subscribed_to_without_a_handler(broker: Mosquitto, station: Any, listen: Any) -> None:

@@ -175,7 +175,7 @@ def test_what_is_too_large_never_reaches_the_station(caplog: pytest.LogCaptureFi
         plc.loop_start()
         plc.publish(f"{ROOT}/cmd/trigger", b"r" * 2000, 1, True).wait_for_publish(WAIT_S)
         with station(
-            broker.port, None, on_command=lambda camera, name, payload, retained: commands.append((payload, retained))
+            broker.port, None, on_command=lambda command: commands.append((command.payload, command.retained))
         ) as publisher:
             until(lambda: publisher.connected, "the connection")
             until(lambda: "a command of 2000 bytes was dropped" in caplog.text, "the retained one to be dropped")
