@@ -11,7 +11,6 @@ import logging
 import socket
 import socketserver
 import threading
-from collections.abc import Callable
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
@@ -87,5 +86,5 @@ class _Server(WSGIServer):
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
         self.setup_environ()
 
-    def handle_error(self, request: object, client_address: Callable[..., Any] | Any) -> None:
+    def handle_error(self, request: Any, client_address: Any) -> None:
         _log.debug("a reader of the metrics was not served", exc_info=True)

@@ -16,7 +16,7 @@ from flawline_edge.metrics import Figures, Metrics
 from flawline_edge.metrics_server import MetricsServer
 from flawline_edge.progress import Progress
 from flawline_edge.service_manager import ServiceManager
-from flawline_edge.status_file import Status, renew_status, write_status
+from flawline_edge.status_file import HEALTHY_STATES, Status, renew_status, write_status
 from flawline_inspect.clock import wall_clock
 from flawline_inspect.config import Config
 from flawline_inspect.verdict import wall_time
@@ -105,7 +105,7 @@ class Operations:
             self._manager.ready(str(self._status))
 
     def _tell_manager(self, status: Status) -> None:
-        if status.state == "ready" and not self._has_been_ready:
+        if status.state in HEALTHY_STATES and not self._has_been_ready:
             self._has_been_ready = True
             self._manager.ready(str(status))
         elif status.state == "stopped":
