@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from tests.edge.mosquitto import mosquitto
 from tests.edge.stand_ins import (
@@ -31,10 +32,10 @@ from flawline_edge.messages import StationState
 from flawline_edge.metrics import CameraFigures, Figures, Metrics
 from flawline_edge.metrics_server import MetricsServer
 from flawline_edge.publisher import Counters
-from flawline_edge.station import Station
+from flawline_edge.station import Inspection, Station
 from flawline_inspect.decision import Decision
 from flawline_inspect.errors import ConfigError
-from flawline_inspect.verdict import Reason
+from flawline_inspect.verdict import Reason, Result
 
 __all__ = ["wire"]  # the fixture
 
@@ -58,7 +59,10 @@ def figures() -> Figures:
 def scraped(port: int, timeout_s: float = 10.0) -> Read:
     """Every sample by its name and labels, as Prometheus' own parser reads them."""
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=timeout_s) as answer:
-        text = answer.read().decode()
+        return samples(answer.read().decode())
+
+
+def samples(text: str) -> Read:
     return {
         (sample.name, frozenset(sample.labels.items())): sample.value
         for family in text_string_to_metric_families(text)
@@ -214,18 +218,19 @@ def test_what_is_no_request_does_no_harm(
 # --- in a station ----------------------------------------------------------------------------------------------------
 
 
-def station(folder: Path, port: int, shots: list[Shot], **changes: object) -> Station:
-    camera = LiveCamera(shots, period_s=0.02)
-    return Station(config(folder, metrics={"port": port}, **changes), camera=camera)
+def station(
+    folder: Path, port: int, shots: list[Shot], seen: list[Inspection] | None = None, **changes: object
+) -> Station:
+    camera, observers = LiveCamera(shots, period_s=0.02), [] if seen is None else [seen.append]
+    return Station(config(folder, metrics={"port": port}, **changes), camera=camera, observers=observers)
 
 
 def test_a_station_s_figures_agree_with_its_wire(tmp_path: Path) -> None:
-    """Against a real broker: published is what the broker acknowledged, nothing waits at the end."""
-    port = free_port()
+    """Against a real broker: published is what the broker acknowledged, counted is what the other observers were told."""
+    port, seen = free_port(), list[Inspection]()
     with mosquitto() as broker:
-        made = station(
-            tmp_path, port, [OK_LEVEL, BAD_LEVEL] * 5000, mqtt={"host": "127.0.0.1", "port": broker.port, "root": "a/b"}
-        )
+        mqtt = {"host": "127.0.0.1", "port": broker.port, "root": "a/b"}
+        made = station(tmp_path, port, [OK_LEVEL, BAD_LEVEL] * 5000, seen, mqtt=mqtt)
         run = Running(made)
         try:
 
@@ -241,8 +246,11 @@ def test_a_station_s_figures_agree_with_its_wire(tmp_path: Path) -> None:
             run.stop.set()
             run.join()
     assert run.error is None
-    ok, bad = (at(read, "flawline_verdicts_total", camera="top", result=r, reason="") for r in ("OK", "NotOK"))
-    assert abs(ok - bad) <= 1 and ok + bad >= at(read, "flawline_mqtt_published_total")
+    at_the_end = samples(generate_latest(made._operations.metrics.registry).decode())
+    for result in (Result.OK, Result.NOT_OK):
+        counted = at(at_the_end, "flawline_verdicts_total", camera="top", result=result.label, reason="")
+        assert counted == sum(each.verdict.result is result for each in seen)
+    assert at(at_the_end, "flawline_mqtt_published_total") == len(seen)
     assert at(read, "flawline_state", flawline_state="ready") == 1
     assert at(read, "flawline_engine_info", engine="onnxruntime", precision="fp32") == 1
     assert at(read, "flawline_mqtt_connected") == 1
