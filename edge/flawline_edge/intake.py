@@ -137,7 +137,7 @@ class Intake:
         """No more pictures come, by the end of the source or for this reason: what has none gets `stopped`."""
         with self._changed:
             self._is_over = True
-            self._error = error
+            self._error = self._error or error
             self._changed.notify_all()
 
     def begin(self) -> None:
@@ -166,6 +166,15 @@ class Intake:
                 return None
             self._line.popleft()
             return head
+
+    def give_up(self, decision: Decision) -> None:
+        """Nobody serves for now: this is what the triggers get that wait. Changes stay for whoever serves next."""
+        with self._changed:
+            given_up = [each for each in self._line if isinstance(each, Waiting)]
+            self._line = deque(each for each in self._line if isinstance(each, Change))
+            self._triggers = 0
+        for waiting in given_up:
+            self._path.settle(waiting.trigger, decision)
 
     def drain(self) -> None:
         """Apply the changes and give the triggers that still wait their `stopped`. For when nobody serves any more."""

@@ -185,11 +185,12 @@ class Lane:
             self._is_over = True
 
     def fail(self, error: BaseException) -> None:
-        """It is not served any more, or not for now: triggers are refused, and the state says why."""
-        is_camera = isinstance(error, CameraError)
-        self._failure = ("camera", Reason.CAMERA) if is_camera else ("engine", Reason.ENGINE)
-        self._alarms.set("camera" if is_camera else "engine", str(error) or type(error).__name__, camera=self.name)
+        """It is not served any more, or not for now: triggers are refused, those that wait too, and the state says why."""
+        word, reason = ("camera", Reason.CAMERA) if isinstance(error, CameraError) else ("engine", Reason.ENGINE)
+        self._failure = (word, reason)
+        self._alarms.set(word, str(error) or type(error).__name__, camera=self.name)
         self._show()
+        self.intake.give_up(Decision.undefined(reason))
 
     def close(self, *, hangs: bool = False) -> None:
         """After its thread has ended, or if that `hangs`: what still waits gets `stopped`, engines are freed."""

@@ -313,7 +313,9 @@ class Station:
 
     def _status(self, lane: Lane | None) -> dict[str, object]:
         """What every acknowledgement says: of the camera that was asked, or of the station and its first camera."""
-        state = self._state.state if lane is None or not self._is_serving else lane.state[0]
+        state = self._state.state
+        if lane is not None and self._is_serving:
+            state = lane.state[0].replace("over", "stopped")
         terms = (lane or self.lanes[0]).terms
         return {
             "state": state,

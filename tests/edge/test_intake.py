@@ -170,6 +170,30 @@ def test_the_end_of_the_source_answers_what_waits() -> None:
     assert not intake.is_over and intake.depth == 1
 
 
+def test_giving_up_answers_what_waits_and_keeps_the_changes() -> None:
+    """Whoever serves next still has to judge by the recipe that the next trigger is accepted under."""
+    intake, path = make()
+    applied: list[int] = []
+    intake.offer(frame=FRAME)
+    intake.change(Terms(2, "m", 4.0), lambda: applied.append(2))
+    intake.offer()
+    intake.give_up(Decision.undefined(Reason.CAMERA))
+    assert path.settled == [(1, Reason.CAMERA), (2, Reason.CAMERA)] and intake.depth == 0
+    trigger, changes = intake.accept("")
+    assert trigger.terms.recipe == 2 and len(changes) == 1 and applied == []
+
+
+def test_why_pictures_end_is_not_forgotten() -> None:
+    """The one who captures ends because the clock has died: the clock's error is what counts."""
+    intake, _ = make()
+    error = RuntimeError("the clock")
+    intake.finish(error)
+    intake.finish()
+    assert intake.error is error
+    intake.begin()
+    assert intake.error is None
+
+
 @pytest.mark.parametrize("what", ["offer", "fill", "change", "finish"])
 def test_whoever_waits_is_woken(what: str) -> None:
     """By whatever makes the head of the line ready, long before the time is over."""

@@ -191,6 +191,28 @@ def test_an_engine_that_fails_leaves_the_other_alone(
     assert [alarm[1:] for alarm in wire.alarms] == [("engine", True, "left: the graphics card is gone")]
 
 
+def test_a_folder_that_breaks_answers_what_waits(tmp_path: Path, wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At once, and so does it with what comes afterwards; the acknowledgements say how this camera is."""
+    busy, free = threading.Event(), threading.Event()
+
+    def block() -> None:
+        busy.set()
+        free.wait(WAIT_S)
+
+    fail_for(monkeypatch, 1, block)
+    broken = ListCamera([OK_LEVEL, CameraError("the folder is gone")])
+    made = two(tmp_path, broken, LiveCamera([OK_LEVEL] * 100_000), trigger=MQTT)
+    with running(made, wire):
+        wire.trigger("L-1", camera="left")
+        assert busy.wait(WAIT_S)
+        free.set()
+        wait_until(lambda: made.lanes[0].state == ("fault", "camera"), "the fault")
+        wire.trigger("L-2", camera="left")
+        wait_until(lambda: len(of(wire, "left")) == 2, "both verdicts")
+        assert wire.ack("L-2")["state"] == "fault"
+    assert results(of(wire, "left")) == [OK, (0, "camera")]
+
+
 class Missing(LiveCamera):
     """Is not there the first `times` times."""
 
