@@ -21,7 +21,7 @@ from flawline_edge.publisher import Publisher
 from flawline_edge.trigger import DeadlineClock, Terms, Trigger
 from flawline_inspect.clock import wall_clock
 from flawline_inspect.decision import Decision
-from flawline_inspect.errors import EngineError, PictureError, PlacementError
+from flawline_inspect.errors import EngineError, HealthError, PictureError
 from flawline_inspect.verdict import Reason, Verdict
 
 __all__ = ["Alarms", "Counts", "Inspection", "Observer", "VerdictPath"]
@@ -202,10 +202,10 @@ class VerdictPath:
         try:
             judgement = inspector.judge(frame.picture)
             decision = judgement.decision
-        except PlacementError as exc:
+        except HealthError as exc:
             if self._alarms.set("health", str(exc), camera=camera):
                 _log.warning("trigger %s: %s", trigger.id, exc)
-            decision = Decision.not_placed()
+            decision = Decision.unhealthy()
         except PictureError as exc:
             if self._alarms.set("health", str(exc), camera=camera):
                 _log.warning("trigger %s: %s", trigger.id, exc)
