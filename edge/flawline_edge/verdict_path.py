@@ -190,6 +190,7 @@ class VerdictPath:
                     model=terms.model,
                     threshold=terms.threshold,
                     accepted=trigger.accepted,
+                    camera=camera if self._with_cameras else "",
                 )
             )
             self._clock.watch(trigger)
@@ -235,10 +236,11 @@ class VerdictPath:
         verdict = self._verdict(trigger, decision, frame)
         before = time.monotonic()
         commit = self._journal.decide(verdict)
+        refused = False
         try:
             commit.result(timeout=max(0.0, trigger.deadline - before))
         except JournalError:
-            verdict = self._unjournaled(trigger, verdict, frame)
+            verdict, refused = self._unjournaled(trigger, verdict, frame), True
         except FutureTimeoutError:
             pass  # the deadline clock has the trigger by now, or takes it in the next instant
         else:
@@ -246,6 +248,8 @@ class VerdictPath:
         now = time.monotonic()
         journal_ms = 1e3 * (now - before)
         if trigger.decide(now):
+            if refused:  # the journal keeps what goes out and writes it when the disk is back
+                self._journal.decide(verdict, overrules=True)
             self._publish(trigger, verdict, until=trigger.deadline)
             # A frame that waited in the camera is not the daemon's overhead: count from the start of its journey here.
             began = max(trigger.started, frame.arrived_monotonic if frame is not None else trigger.started)

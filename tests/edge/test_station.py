@@ -1157,6 +1157,8 @@ def test_the_whole_way_on_a_real_broker(tmp_path: Path) -> None:
         "alarm/engine": False,
         "alarm/health": False,
         "alarm/journal": False,
+        "alarm/no_subscriber": False,
+        "alarm/outbox": False,
     }
     assert rows(tmp_path, "result, delivered") == [(2, 1), (2, 1)]
 

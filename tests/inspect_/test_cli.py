@@ -222,7 +222,7 @@ def commands(of: App = app, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]
 COMMANDS = [
     ("bench",), ("build",), ("bundle", "show"), ("bundle", "verify"), ("check",), ("config", "check"), ("config", "schema"),
     ("demo",), ("eval",), ("parity",), ("quantize",), ("report",), ("run",), ("sample",), ("simulate",),
-    ("train",),
+    ("train",), ("verdicts",),
 ]  # fmt: skip
 MODULES = {
     "bench": "flawline_edge.bench_command",
@@ -237,6 +237,7 @@ MODULES = {
     "sample": "flawline_train.sample_command",
     "simulate": "flawline_edge.simulate_command",
     "train": "flawline_train.train_command",
+    "verdicts": "flawline_edge.verdicts_command",
 }
 
 
