@@ -362,6 +362,19 @@ def test_commands_arrive_unless_oversized_and_say_if_retained(
     assert publisher.connected
 
 
+def subscribed(plc: Listener, got: list[Any]) -> None:
+    """Connected is not yet subscribed: commands are sent until one has arrived, and all that did are forgotten."""
+
+    def heard() -> bool:
+        plc.publish("right/cmd/hello", "hello")
+        time.sleep(0.05)
+        return bool(got)
+
+    until(heard)
+    until(lambda: len(got) == len(plc.on("right/cmd/hello")))
+    got.clear()
+
+
 def test_cameras_have_topics_of_their_own(broker: Mosquitto, station: Any, listen: Any) -> None:
     """Verdict, code, commands and acknowledgements below the camera's name; ROOT/cmd stays, and so do state and history."""
     plc = listen(broker.port)
@@ -374,6 +387,7 @@ def test_cameras_have_topics_of_their_own(broker: Mosquitto, station: Any, liste
             on_command=lambda command: got.append(command[:3]),
         )
     )
+    subscribed(plc, got)
     for topic in ("left/cmd/trigger", "right/cmd/pause", "cmd/reload", "third/cmd/trigger", "left/cmd/a/b"):
         plc.publish(topic, topic)
     plc.publish("left/cmd/trigger", "the last one")
@@ -398,11 +412,15 @@ def test_an_answer_goes_where_the_command_asks_for_it(broker: Mosquitto, station
     """MQTT 5: below the station's own ack/ and nowhere else, with the correlation data as they came."""
     plc = listen(broker.port)
     answers: list[Properties] = []
+    got: list[Command] = []
 
     def on_command(command: Command) -> None:
-        publisher.acknowledge(command.name, {"id": command.name}, camera=command.camera, reply=command.reply)
+        got.append(command)
+        if command.name != "hello":
+            publisher.acknowledge(command.name, {"id": command.name}, camera=command.camera, reply=command.reply)
 
     publisher = online(station(broker.port, cameras=["left", "right"], on_command=on_command))
+    subscribed(plc, got)
     plc._client.on_message = lambda _c, _d, m: (answers.append(m.properties), Listener._on_message(plc, _c, _d, m))
     wishes = {
         "one": ("cmd", f"{ROOT}/ack/plc7"),
