@@ -122,11 +122,11 @@ class Inspector:
                 engine.__exit__(kind, exc, traceback)
 
     def judge(self, picture: NDArray[np.generic]) -> Judgement:
-        """Fit, infer, decide. Raises `PictureError` and `EngineError`."""
+        """Fit, infer, decide. Raises `PictureError`, with `HealthError` among them, and `EngineError`."""
         assert self._engine is not None, "an inspector judges only inside its `with`"
         self._switch()
         begin = time.perf_counter()
-        frame, placement = fit_picture(picture, self.bundle.frame, self._roi)
+        frame, placement = self.bundle.fit(picture, self._roi)
         fitted = time.perf_counter()
         if not self._is_seen:
             self._is_seen = True

@@ -4,7 +4,7 @@ Each connection is a new paho client, because paho sends again what an old one s
 stale verdict would look new to the PLC. What was not acknowledged is left to the journal and goes to ROOT/history.
 
 Three threads: paho's (callbacks), one that owns the connection's life (connect, heartbeat, watch, back off) and one
-that reads the journal for history, so that a slow disk delays nothing else.
+for `history`.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from paho.mqtt.enums import MQTTProtocolVersion
 from paho.mqtt.reasoncodes import ReasonCode
 
 from flawline_edge.connection import GOODBYE_S, Access, Connection, tls_context
+from flawline_edge.history import History
 from flawline_edge.journal import Journal, JournalError
 from flawline_edge.messages import Alarm, Command, Key, Message, Messages, Reply, StationState, says_offline
 from flawline_inspect.verdict import Verdict
@@ -39,13 +40,10 @@ BACKOFF_S = (1.0, 30.0)
 STABLE_S = 10.0
 """A connection that lasted this long resets the backoff; a shorter one counts as a failed attempt."""
 HEARTBEAT_S = 1.0
-HISTORY_INTERVAL_S = 0.02
-"""One history message in this time: at most 50 a second, so that live verdicts find the broker idle."""
 COMMAND_LIMIT_BYTES = 1024
 
-_HISTORY_POLL_S = 0.5
-_HISTORY_PAGE = 50
 _NO_MATCHING_SUBSCRIBERS = 0x10
+_NOBODY = "nobody has subscribed to the verdicts; check the PLC's connection and topic"
 
 
 @dataclass(slots=True)
@@ -108,8 +106,13 @@ class Publisher:
         self._reported: set[str] = set()
         self._stopping = threading.Event()
         self._wake = threading.Event()
-        self._history_due = threading.Event()
+        self._history = None if journal is None else History(journal, self._messages, self)
         self._threads: list[threading.Thread] = []
+
+    @property
+    def connection(self) -> Connection | None:
+        """The one that the broker has accepted and that is not known to be lost."""
+        return self._connection
 
     @property
     def connected(self) -> bool:
@@ -118,8 +121,10 @@ class Publisher:
 
     def start(self) -> None:
         """Connect, and stay connected, in the background."""
-        work = [self._keep_connected] + ([self._keep_history] if self._journal is not None else [])
-        self._threads = [threading.Thread(target=target, name=f"mqtt{target.__name__}", daemon=True) for target in work]
+        self.alarm("no_subscriber", False)
+        self._threads = [threading.Thread(target=self._keep_connected, name="mqtt-connection", daemon=True)]
+        if self._history is not None:
+            self._threads.append(threading.Thread(target=self._history.run, name="mqtt-history", daemon=True))
         for thread in self._threads:
             thread.start()
 
@@ -135,7 +140,8 @@ class Publisher:
             time.sleep(0.02)
         self._stopping.set()
         self._wake.set()
-        self._history_due.set()
+        if self._history is not None:
+            self._history.stop()
         for thread in self._threads:
             # Not longer: a name server that does not answer can hold the connecting thread for minutes.
             thread.join(2 * GOODBYE_S)
@@ -189,9 +195,9 @@ class Publisher:
     def _not_delivered(self, keys: list[Key]) -> None:
         with self._lock:
             self.counters.undelivered += len(keys)
-        if self._journal is not None:
+        if self._journal is not None and self._history is not None:
             self._journal.to_history(keys)
-            self._history_due.set()
+            self._history.wake()
 
     def _is_settled(self) -> bool:
         connection = self._connection
@@ -221,7 +227,8 @@ class Publisher:
             self.no_subscriber = None
         self._reported.clear()
         _log.info("connected to %s (MQTT %s)", self._broker, "5" if connection.is_mqtt5 else "3.1.1")
-        self._history_due.set()
+        if self._history is not None:
+            self._history.wake()
 
     def acknowledged(self, connection: Connection, message: Message, reason: ReasonCode) -> None:
         if reason.is_failure:
@@ -316,6 +323,8 @@ class Publisher:
             if now >= beat_at:
                 self._beats += 1
                 connection.send(self._messages.heartbeat(self._beats))
+                # Not where the PUBACK says so: there paho holds a lock that another thread, sending, may wait for.
+                self.alarm("no_subscriber", bool(self.no_subscriber), _NOBODY if self.no_subscriber else "")
                 beat_at = max(beat_at + HEARTBEAT_S, now)
             self._wake.wait(max(0.0, beat_at - now))
             self._wake.clear()
@@ -325,38 +334,6 @@ class Publisher:
         if not quietly and problem not in self._reported:
             self._reported.add(problem)
             _log.warning("%s; trying again", self.last_error)
-
-    def _keep_history(self) -> None:
-        failing = False
-        while not self._stopping.is_set():
-            self._history_due.wait(_HISTORY_POLL_S)
-            self._history_due.clear()
-            try:
-                while self._send_history_page():
-                    pass
-                failing = False
-            except Exception as exc:
-                if not failing:
-                    _log.error("history cannot be sent: %s", exc, exc_info=not isinstance(exc, JournalError))
-                failing = True
-                self._stopping.wait(_HISTORY_POLL_S)
-
-    def _send_history_page(self) -> bool:
-        """Returns whether there may be more."""
-        connection = self._connection
-        if connection is None or self._journal is None:
-            return False
-        # Taken before the journal is read: what is acknowledged in between must not look new.
-        sent = connection.history_keys()
-        waiting = self._journal.next_history(len(sent) + _HISTORY_PAGE)
-        fresh = [verdict for verdict in waiting if (verdict.boot, verdict.seq) not in sent]
-        for verdict in fresh:
-            while not connection.send(self._messages.history(verdict), limited=True):
-                if connection.has_ended.is_set() or self._stopping.wait(HISTORY_INTERVAL_S):
-                    return False
-            if self._stopping.wait(HISTORY_INTERVAL_S):
-                return False
-        return bool(fresh)
 
 
 def _reply(message: MQTTMessage) -> Reply | None:

@@ -23,7 +23,7 @@ from pydantic import SecretStr
 from flawline_edge.cameras import Camera, open_camera
 from flawline_edge.changes import Changes
 from flawline_edge.commands import Commands
-from flawline_edge.journal import Journal, JournalError, next_boot
+from flawline_edge.journal import JOURNAL_FILE, Bounds, Journal, JournalError, next_boot
 from flawline_edge.lane import Lane
 from flawline_edge.messages import Command
 from flawline_edge.metrics import CameraFigures, Figures
@@ -126,7 +126,9 @@ class Station:
             self._state = replace(self._state, boot=boot)
             self._operations.state_changed(self._state)
             host, port = self._broker(stack)
-            journal = self._journal = stack.enter_context(Journal(config.state_dir / "journal.sqlite"))
+            journal = self._journal = stack.enter_context(
+                Journal(config.state_dir / JOURNAL_FILE, Bounds.of(config.journal))
+            )
             if restarted := journal.recover(boot):
                 _log.warning("%d parts had no verdict when the station last ended; `restart` on history", restarted)
             self._publisher = Publisher(
@@ -187,7 +189,7 @@ class Station:
             publisher=self._publisher,
             alarms=alarms,
             deadline_s=config.deadline_ms / 1e3,
-            journal_required=config.journal == "required",
+            journal_required=config.journal.policy == "required",
             counts=self._counts,
             observers=(*self._observers, self._operations.metrics),
             with_cameras=config.has_several_cameras,
@@ -218,7 +220,7 @@ class Station:
             enabled=config.commands,
             acknowledge=self._publisher.acknowledge,
             status=self._status,
-            journal_required=config.journal == "required",
+            journal_required=config.journal.policy == "required",
         )
         return path
 

@@ -21,7 +21,7 @@ from flawline_edge.publisher import Publisher
 from flawline_edge.trigger import DeadlineClock, Terms, Trigger
 from flawline_inspect.clock import wall_clock
 from flawline_inspect.decision import Decision
-from flawline_inspect.errors import EngineError, PictureError, PlacementError
+from flawline_inspect.errors import EngineError, HealthError, PictureError
 from flawline_inspect.verdict import Reason, Verdict
 
 __all__ = ["Alarms", "Counts", "Inspection", "Observer", "VerdictPath"]
@@ -192,6 +192,7 @@ class VerdictPath:
                     model=terms.model,
                     threshold=terms.threshold,
                     accepted=trigger.accepted,
+                    camera=camera if self._with_cameras else "",
                 )
             )
             self._clock.watch(trigger)
@@ -204,10 +205,10 @@ class VerdictPath:
         try:
             judgement = inspector.judge(frame.picture)
             decision = judgement.decision
-        except PlacementError as exc:
+        except HealthError as exc:
             if self._alarms.set("health", str(exc), camera=camera):
                 _log.warning("trigger %s: %s", trigger.id, exc)
-            decision = Decision.not_placed()
+            decision = Decision.unhealthy()
         except PictureError as exc:
             if self._alarms.set("health", str(exc), camera=camera):
                 _log.warning("trigger %s: %s", trigger.id, exc)
@@ -237,10 +238,11 @@ class VerdictPath:
         verdict = self._verdict(trigger, decision, frame)
         before = time.monotonic()
         commit = self._journal.decide(verdict)
+        refused = False
         try:
             commit.result(timeout=max(0.0, trigger.deadline - before))
         except JournalError:
-            verdict = self._unjournaled(trigger, verdict, frame)
+            verdict, refused = self._unjournaled(trigger, verdict, frame), True
         except FutureTimeoutError:
             pass  # the deadline clock has the trigger by now, or takes it in the next instant
         else:
@@ -249,6 +251,8 @@ class VerdictPath:
         journal_ms = 1e3 * (now - before)
         capture_ms = 1e3 * max(0.0, frame.arrived_monotonic - trigger.started) if frame is not None else 0.0
         if trigger.decide(now):
+            if refused:  # the journal keeps what goes out and writes it when the disk is back
+                self._journal.decide(verdict, overrules=True)
             self._publish(trigger, verdict, until=trigger.deadline)
             # A frame that waited in the camera is not the daemon's overhead: count from the start of its journey here.
             began = max(trigger.started, frame.arrived_monotonic if frame is not None else trigger.started)

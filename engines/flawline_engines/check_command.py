@@ -19,9 +19,9 @@ from rich.text import Text
 from flawline_engines.engine import EngineKind, Precision, open_engine
 from flawline_inspect.bundle import Bundle
 from flawline_inspect.decision import Decision, DecisionRule
-from flawline_inspect.errors import EXIT_DONE, EXIT_NOT_OK, InputError, PictureError, PlacementError
+from flawline_inspect.errors import EXIT_DONE, EXIT_NOT_OK, HealthError, InputError, PictureError
 from flawline_inspect.files import write_atomic
-from flawline_inspect.frame import PICTURE_SUFFIXES, Roi, find_pictures, fit_picture, read_picture
+from flawline_inspect.frame import PICTURE_SUFFIXES, Roi, find_pictures, read_picture
 from flawline_inspect.overlay import rejection_picture
 from flawline_inspect.verdict import Reason, Result
 
@@ -120,7 +120,7 @@ def check(
             decision, error = Decision.undefined(Reason.CAMERA), found.error
             if found.picture is not None:
                 try:
-                    frame, placement = fit_picture(found.picture, opened.frame, roi)
+                    frame, placement = opened.fit(found.picture, roi)
                     inference = runner.infer(frame[None])
                     decision = rule.decide(inference.scores[0], inference.heatmaps[0])
                     odd_sizes += trained.is_unlike(placement.roi[2:])
@@ -134,8 +134,8 @@ def check(
                             threshold=rule.threshold,
                         )
                         _save_picture(heatmaps / f"{i:05d}_{found.stem}_{decision.result.label}.png", shown)
-                except PlacementError as exc:
-                    decision, error = Decision.not_placed(), str(exc)
+                except HealthError as exc:
+                    decision, error = Decision.unhealthy(), str(exc)
                 except PictureError as exc:
                     error = str(exc)
             results[decision.result] += 1

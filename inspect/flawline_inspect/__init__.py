@@ -10,11 +10,13 @@ from flawline_inspect.errors import (
     ConfigError,
     EngineError,
     FlawlineError,
+    HealthError,
     InputError,
     PictureError,
     PlacementError,
 )
 from flawline_inspect.frame import FrameSpec, Placement, fit_picture, read_picture
+from flawline_inspect.health import Health
 from flawline_inspect.overlay import heatmap_overlay, rejection_picture
 from flawline_inspect.verdict import VERDICT_SCHEMA, Reason, Result, Verdict
 
@@ -34,6 +36,8 @@ __all__ = [
     "FlawlineError",
     "FrameSpec",
     "Golden",
+    "Health",
+    "HealthError",
     "InputError",
     "Manifest",
     "PictureError",

@@ -29,10 +29,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from flawline_inspect.align import Alignment, Bounds, Design
 from flawline_inspect.errors import BundleError
 from flawline_inspect.files import write_atomic
-from flawline_inspect.frame import FRAME_MULTIPLE, FrameSpec
+from flawline_inspect.frame import FRAME_MULTIPLE, FrameSpec, Placement, Roi, fit_picture
+from flawline_inspect.health import THUMBNAIL_SIDE, Bound, Health, Measure
 from flawline_inspect.signature import SIGNATURE_BYTES, check_signature, key_from_environment
 
-__all__ = ["SCHEMA_VERSION", "Bundle", "Golden", "Manifest", "bundle_bytes", "read_bundle_file", "save_bundle"]
+__all__ = [
+    "SCHEMA_VERSION", "Bundle", "Golden", "Manifest", "bundle_bytes", "health_of", "read_bundle_file", "save_bundle",
+]  # fmt: skip
 
 SCHEMA_VERSION = 1
 SUFFIX = ".flawline"
@@ -49,6 +52,7 @@ MAX_BUNDLE_BYTES = 2 << 30
 MAX_MANIFEST_BYTES = 64 << 20
 MAX_ALIGN_SIDE = 1024
 MAX_REFERENCES = 8
+MAX_PICTURE_SIZES = 8
 _MEMBER_NAME = re.compile(r"((golden|align)/)?[A-Za-z0-9][A-Za-z0-9._-]*\Z")
 # What zipfile lets through for one bad byte or another; their texts may quote the file's bytes.
 _DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, ValueError, RuntimeError, EOFError, OSError)
@@ -144,6 +148,40 @@ class FrameSection(_Section):
         if self.stretch:
             return False
         return abs(wh[0] * height / (wh[1] * width) - 1) > ASPECT_TOLERANCE
+
+
+class BoundEntry(_Section):
+    """See `flawline_inspect.health.Bound`."""
+
+    good: tuple[float, float]
+    allowed: tuple[float | None, float | None]
+
+    @field_validator("allowed")
+    @classmethod
+    def _bounds_something(cls, allowed: tuple[float | None, float | None]) -> tuple[float | None, float | None]:
+        if allowed == (None, None):
+            raise ValueError("allowed has no limit, expected one or two")
+        return allowed
+
+
+class HealthSection(_Section):
+    """Which pictures can be judged; see `flawline_inspect.health.Health`. `reference`: rows of grey values from the top."""
+
+    bounds: dict[Measure, BoundEntry]
+    reference: (
+        Annotated[
+            list[Annotated[int, Field(ge=0, le=255)]],
+            Field(min_length=THUMBNAIL_SIDE**2, max_length=THUMBNAIL_SIDE**2),
+        ]
+        | None
+    ) = None
+    picture_whs: Annotated[list[tuple[int, int]], Field(max_length=MAX_PICTURE_SIZES)] = []
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> HealthSection:
+        if ("likeness" in self.bounds) is not (self.reference is not None):
+            raise ValueError("likeness is bounded and reference is missing, or the other way round")
+        return self
 
 
 class MethodSection(_Section):
@@ -266,6 +304,8 @@ class Manifest(_Section):
     golden: list[GoldenEntry]
     versions: dict[str, str]
     members: dict[str, MemberEntry]
+    health: HealthSection | None = None
+    """None in bundles of before pictures were checked."""
 
     @property
     def placing(self) -> PlacingSection | None:
@@ -302,6 +342,7 @@ class Bundle:
         self.manifest_bytes, self.manifest, self.signature = _verify(data, source, public_key)
         frame = self.manifest.frame
         self.frame = FrameSpec(frame.width, frame.height, frame.bit_depth, frame.roi, self._alignment(), frame.stretch)
+        self.health = health_of(self.manifest)
 
     @classmethod
     def open(cls, path: Path | str, *, public_key: Path | None = None) -> Bundle:
@@ -336,6 +377,15 @@ class Bundle:
                     _pack(new, info.filename, old.read(info))
             _pack(new, SIGNATURE, signature)
         return out.getvalue()
+
+    def fit(self, picture: NDArray[np.generic], roi: Roi | None = None) -> tuple[NDArray[np.uint8], Placement]:
+        """`fit_picture` into this bundle's frame, of a picture that can be judged: the same for whoever judges one.
+
+        Raises `HealthError` for what cannot be judged, and `PictureError` as `fit_picture` does.
+        """
+        frame, placement = fit_picture(picture, self.frame, roi)
+        self.health.check(frame, placement)
+        return frame, placement
 
     def golden(self) -> Iterator[Golden]:
         """The golden pictures, good ones first, decoded one at a time."""
@@ -381,6 +431,18 @@ class Bundle:
         if picture is None:
             raise BundleError(f"{self.source}: {name} is not a picture")
         return picture
+
+
+def health_of(manifest: Manifest) -> Health:
+    """Which pictures can be judged; without any bounds in a bundle that knows none."""
+    section = manifest.health
+    if section is None:
+        return Health()
+    reference = None
+    if section.reference is not None:
+        reference = np.array(section.reference, np.float32).reshape(THUMBNAIL_SIDE, THUMBNAIL_SIDE)
+    bounds = {measure: Bound(entry.good, entry.allowed) for measure, entry in section.bounds.items()}
+    return Health(bounds, reference, manifest.frame.roi, tuple(section.picture_whs))
 
 
 def read_bundle_file(path: Path) -> bytes:

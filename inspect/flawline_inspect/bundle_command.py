@@ -12,6 +12,7 @@ from rich.text import Text
 from flawline_inspect.bundle import REPORT, AlignSection, Bundle, CalibrationSection, read_bundle_file
 from flawline_inspect.errors import InputError
 from flawline_inspect.files import write_atomic
+from flawline_inspect.health import Health, health_rows
 from flawline_inspect.signature import PASSPHRASE_VARIABLE, fingerprint, new_key_pair, public_key_from_file
 from flawline_inspect.signature import sign as signature_of
 
@@ -57,6 +58,7 @@ def show(bundle: Path, /, *, json: bool = False, report: Path | None = None) -> 
         "frame": f"{frame.width} x {frame.height} px BGR, from pictures of {frame.picture_wh[0]} x {frame.picture_wh[1]}",
         "alignment": _alignment(frame.align),
         "region": "whole picture" if frame.roi is None else f"x, y, width, height = {list(frame.roi)}",
+        "health": _health(opened.health),
         "threshold": f"{calibration.threshold:.4f}" + (", the cheapest" if calibration.basis == "cheapest" else ""),
         "promised": _promise(calibration),
         "target": f"{calibration.false_reject_target:.2%} false rejects ({estimate})",
@@ -129,6 +131,12 @@ def _alignment(align: AlignSection | None) -> str:
         )
     figures = ", ".join(f"{kind} {value:.3f}" for kind, value in align.disagreement.items())
     return f"{out}; good parts' disagreement: {figures}" if figures else out
+
+
+def _health(health: Health) -> str:
+    """Which pictures are judged at all, a measure after the other."""
+    rows = health_rows(health)
+    return "; ".join(f"{name} {allowed} (good pictures: {good})" for name, good, allowed in rows) or "not checked"
 
 
 def _signature(opened: Bundle) -> str:

@@ -71,6 +71,12 @@ _add(
     "flawline status", "flawline status --config press7.yaml --json",
 )  # fmt: skip
 _add(
+    app, "verdicts", "flawline_edge.verdicts_command:verdicts", _LINE,
+    "Show what the station decided, from its journal.",
+    "flawline verdicts --since 2h --result reject", "flawline verdicts --part SN12345 --state-dir state/",
+    "flawline verdicts --since 7d --limit 0 --json | jq .score",
+)  # fmt: skip
+_add(
     app, "train", "flawline_train.train_command:train_command", _MODEL,
     "Learn from pictures of good parts and write a bundle.",
     "flawline train good_parts/ -o part.flawline", "flawline train good_parts/ -o part.flawline --size 256 --minutes 15",

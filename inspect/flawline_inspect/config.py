@@ -247,6 +247,38 @@ class EngineConfig(_Section):
     threads: int = _key("0 lets the engine choose; fewer leave cores to others", default=0, ge=0, le=256)
 
 
+class JournalConfig(_Section):
+    policy: Literal["best_effort", "required"] = _key(
+        "when the journal cannot be written: send the verdict all the same, or Undefined `journal`",
+        default="best_effort",
+    )
+    max_gb: float = _key(
+        "the oldest verdicts go when the file comes near this; a million take about 0.25, its log 0.02 more",
+        default=2.0,
+        ge=0.01,
+        le=10_000,
+        unit="GB",
+    )
+    days: float | None = _key(
+        "delivered verdicts older than this go too; null keeps them until room is needed",
+        default=90.0,
+        gt=0,
+        le=36_500,
+        unit="d",
+    )
+    alarm_after: int = _key("alarm `outbox` when more verdicts than this wait for the broker", default=1000, ge=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _policy_alone(cls, data: Any) -> Any:
+        return {"policy": data} if isinstance(data, str) else data
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """The policy's word alone is a journal too."""
+        return {"anyOf": [{"enum": ["best_effort", "required"], "description": "the policy"}, handler(schema)]}
+
+
 class TlsConfig(_Section):
     ca: FilePath | None = _key("certificate authority, PEM; null takes the system's", default=None)
     cert: FilePath | None = _key("client certificate, PEM", default=None)
@@ -343,9 +375,9 @@ class Config(_Section):
     recipes: dict[Annotated[int, Field(ge=0, le=65535)], RecipeConfig] = _key("recipe number: bundle", min_length=1)
     recipe: int = _key("the recipe at start", default=1)
     engine: EngineConfig = _key("what runs the model", default_factory=EngineConfig)
-    journal: Literal["best_effort", "required"] = _key(
-        "when the journal cannot be written: send the verdict all the same, or Undefined `journal`",
-        default="best_effort",
+    journal: JournalConfig = _key(
+        "what survives an outage, a crash or a power cut; the policy's word alone is enough",
+        default_factory=JournalConfig,
     )
     mqtt: MqttConfig = _key("the broker", default_factory=MqttConfig)
     metrics: MetricsConfig = _key("figures for Prometheus", default_factory=MetricsConfig)

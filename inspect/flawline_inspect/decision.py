@@ -15,7 +15,7 @@ __all__ = ["Decision", "DecisionRule"]
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What became of one picture. `score` is 0 when the result is UNDEFINED, and when the part was not found."""
+    """What became of one picture. `score` is 0 when the result is UNDEFINED, and when the picture cannot be judged."""
 
     result: Result
     reason: Reason
@@ -26,8 +26,8 @@ class Decision:
         return cls(Result.UNDEFINED, reason, 0.0)
 
     @classmethod
-    def not_placed(cls) -> Decision:
-        """For a picture in which the part is not found (`PlacementError`): nothing was judged."""
+    def unhealthy(cls) -> Decision:
+        """For a picture that cannot be judged (`HealthError`): nothing was."""
         return cls(Result.NOT_DECIDABLE, Reason.HEALTH, 0.0)
 
 

@@ -4,7 +4,8 @@
     ├── InputError            the user: a path, a picture, an option (exit code 2)
     │   ├── ConfigError       the user: config.yaml
     │   ├── PictureError      the user or the camera: a picture that cannot be read or fitted
-    │   │   └── PlacementError  the line: no part in the picture, or one that cannot be found in it
+    │   │   └── HealthError   the line: a picture that cannot be judged, such as a dark or blurred one
+    │   │       └── PlacementError  the line: no part in the picture, or one that cannot be found in it
     │   └── BundleError       the engineer: a bundle that is missing, damaged or tampered with
     ├── CameraError           the electrician: a camera that is lost or silent (1; 2 when it was never there)
     ├── EngineError           the engineer: no engine, or one that fails (1)
@@ -22,6 +23,7 @@ __all__ = [
     "ConfigError",
     "EngineError",
     "FlawlineError",
+    "HealthError",
     "InputError",
     "PictureError",
     "PlacementError",
@@ -55,8 +57,12 @@ class PictureError(InputError):
     """A picture cannot be read, or has a shape or type that cannot be inspected."""
 
 
-class PlacementError(PictureError):
-    """The part cannot be placed: it is not there, or nothing like the reference is. Not decidable, which is no verdict."""
+class HealthError(PictureError):
+    """The picture cannot be judged, whatever its part is like: NotDecidable, which is no verdict on the part."""
+
+
+class PlacementError(HealthError):
+    """The part cannot be placed: it is not there, or nothing like the reference is."""
 
 
 class BundleError(InputError):

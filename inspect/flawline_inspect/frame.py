@@ -94,6 +94,13 @@ class FrameSpec:
         if self.stretch and self.alignment is not None:
             raise InputError("a frame either stretches pictures or aligns parts, not both")
 
+    def content_of(self, wh: tuple[int, int]) -> Roi:
+        """Which part of the frame a region of interest of this width and height fills; the rest is replicated border."""
+        # What is stretched fills it, and what turns has no fixed edges; what is only shifted keeps those of the usual picture.
+        if self.stretch or (self.alignment is not None and self.alignment.motion.turns):
+            return 0, 0, self.width, self.height
+        return letterbox(wh, (self.width, self.height))
+
 
 @dataclass(frozen=True, slots=True)
 class Placement:
@@ -206,22 +213,19 @@ def fit_picture(
         raise PictureError(f"region of interest {list(roi)} (x, y, width, height) leaves the {width}x{height} picture")
     bgr = bgr_8_bit(picture[y : y + h, x : x + w], spec.bit_depth)
 
+    frame_wh, content = (spec.width, spec.height), spec.content_of((w, h))
     if spec.alignment is not None:
-        frame_wh = (spec.width, spec.height)
         to_frame = spec.alignment.place(bgr, frame_wh)
-        # What turns has no fixed edges; what is only shifted keeps those of the usual picture.
-        content = (0, 0, *frame_wh) if spec.alignment.motion.turns else letterbox((w, h), frame_wh)
         aligned = composed(to_frame, (1, 0, -x, 0, 1, -y))
         frame = warp(bgr, to_frame, frame_wh)
         return frame, Placement((width, height), roi, content, aligned)
 
-    frame_wh = (spec.width, spec.height)
-    left, top, content_w, content_h = (0, 0, *frame_wh) if spec.stretch else letterbox((w, h), frame_wh)
+    left, top, content_w, content_h = content
     bgr = _resized(bgr, (content_w, content_h))
     right, bottom = spec.width - content_w - left, spec.height - content_h - top
     if left or top or right or bottom:
         bgr = np.asarray(cv2.copyMakeBorder(bgr, top, bottom, left, right, cv2.BORDER_REPLICATE), np.uint8)
-    placement = Placement((width, height), (x, y, w, h), (left, top, content_w, content_h))
+    placement = Placement((width, height), (x, y, w, h), content)
     return np.ascontiguousarray(bgr, np.uint8), placement
 
 

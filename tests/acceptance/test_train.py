@@ -16,7 +16,7 @@ N_GOOD, N_BAD = 18, 60
 EVALUATION_KEYS = {
     "image_auroc", "average_precision", "pixel_auroc", "aupro", "false_reject_rate", "escape_rate", "threshold",
     "n_good", "n_bad", "by_defect", "image_auroc_interval", "false_reject_interval", "escape_interval",
-    "promised_false_reject_rate", "promise_kept",
+    "promised_false_reject_rate", "promise_kept", "n_good_unhealthy", "n_bad_unhealthy",
 }  # fmt: skip
 DONE, NOT_OK = 0, 3
 
@@ -56,6 +56,7 @@ def test_forty_good_pictures_make_a_model_that_finds_defects(
     assert printed.count("\n") == 1
     assert set(evaluation) == EVALUATION_KEYS
     assert (evaluation["n_good"], evaluation["n_bad"]) == (N_GOOD, N_BAD)
+    assert (evaluation["n_good_unhealthy"], evaluation["n_bad_unhealthy"]) == (0, 0)
     assert evaluation["pixel_auroc"] is None and evaluation["aupro"] is None  # the set has no masks
     assert set(evaluation["by_defect"]) == {"anomaly"} and evaluation["by_defect"]["anomaly"]["n"] == N_BAD
     assert evaluation["image_auroc"] >= 0.97, f"{evaluation}\n{trained}"

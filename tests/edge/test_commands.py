@@ -415,7 +415,7 @@ def test_reload_finds_a_bundle_that_was_replaced(line: Line) -> None:
         ({"state_dir": "elsewhere"}, "state_dir"),
         ({"station": "press-8"}, "station"),
         ({"deadline_ms": 300}, "deadline_ms"),
-        ({"journal": "required"}, "journal"),
+        ({"journal": "required"}, "journal.policy"),
         ({"cameras": [{"name": "top", "source": {"kind": "simulated", "fps": 7}}]}, "cameras[0].source"),
         ({"cameras": [{"name": "side", "source": {"kind": "simulated"}}]}, "cameras"),
         (

@@ -17,8 +17,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tests.edge.publishers import until
 
 from flawline_edge.journal import Accepted, Journal, JournalError, next_boot
+from flawline_edge.journal import pending as pending_module
 from flawline_inspect.errors import InputError
 from flawline_inspect.verdict import Reason, Result, Verdict
 
@@ -80,6 +82,13 @@ def until_empty_of(journal: Journal, count: int) -> int:
     while journal.undelivered() != count and time.monotonic() < deadline:
         time.sleep(0.01)
     return journal.undelivered()
+
+
+def writing(journal: Journal) -> sqlite3.Connection:
+    """The writer's own connection: to make it run out of room."""
+    rows = journal._writer._rows
+    assert rows is not None
+    return rows.connection
 
 
 @contextlib.contextmanager
@@ -229,9 +238,9 @@ def test_a_full_disk_fails_the_batch_and_not_the_journal(path: Path, caplog: pyt
     """Futures say JournalError with a sentence, readers go on, and with space the next batch is written."""
     with Journal(path) as journal:
         journal.decide(verdict(1)).result(WAIT_S)
-        assert journal._connection is not None
-        pages = journal._connection.execute("PRAGMA page_count").fetchone()[0]
-        journal._connection.execute(f"PRAGMA max_page_count = {pages}")
+        connection = writing(journal)
+        pages = connection.execute("PRAGMA page_count").fetchone()[0]
+        connection.execute(f"PRAGMA max_page_count = {pages}")
         with busy(journal):
             futures = [journal.decide(verdict(seq)) for seq in range(2, 2000)]
         for future in futures:
@@ -239,13 +248,79 @@ def test_a_full_disk_fails_the_batch_and_not_the_journal(path: Path, caplog: pyt
                 future.result(WAIT_S)
         journal.to_history([(BOOT, 1)])
         assert seqs(journal.next_history(10)) == [1]
-        journal._connection.execute("PRAGMA max_page_count = 100000")
+        connection.execute("PRAGMA max_page_count = 100000")
         journal.decide(verdict(5000)).result(WAIT_S)
         assert journal.verdicts(1) == [verdict(5000)]
     errors = [record for record in caplog.records if record.levelno == logging.ERROR]
     assert len(errors) == 1, [record.getMessage() for record in errors]
     with Journal(path) as journal:
         assert seqs(journal.next_history(10)) == [1]
+
+
+def refuse(journal: Journal) -> sqlite3.Connection:
+    """Let the disk be full for the writer; `PRAGMA max_page_count = 100000` ends it."""
+    connection = writing(journal)
+    connection.execute(f"PRAGMA max_page_count = {connection.execute('PRAGMA page_count').fetchone()[0]}")
+    return connection
+
+
+def test_what_was_told_is_kept_for_a_disk_that_refuses_it(path: Path) -> None:
+    """`overrules` says that it went out: its future fails, and it is written with its mark when there is room."""
+    with Journal(path) as journal:
+        journal.decide(verdict(1)).result(WAIT_S)
+        connection = refuse(journal)
+        with busy(journal):  # one large transaction, which does not fit
+            futures = [journal.decide(verdict(seq), overrules=True) for seq in range(2, 1000)]
+        for future in futures:
+            with pytest.raises(JournalError, match="full"):
+                future.result(WAIT_S)
+        journal.delivered([(BOOT, seq) for seq in range(1, 900)])
+        journal.to_history([(BOOT, seq) for seq in range(900, 1000)])
+        assert journal.undelivered() == 100
+        connection.execute("PRAGMA max_page_count = 100000")
+        until(lambda: not journal._writer.pending)
+        assert journal.undelivered() == 100
+        assert seqs(journal.verdicts(2000)) == list(range(999, 0, -1))
+        assert seqs(journal.next_history(1000)) == list(range(900, 1000))
+        assert journal.lost == 0
+
+
+def test_what_is_written_twice_is_no_late_result(path: Path) -> None:
+    """Committed after all, and told again: the same verdict is not its own late one."""
+    with Journal(path) as journal:
+        journal.decide(verdict(1))
+        journal.decide(verdict(1), overrules=True).result(WAIT_S)
+        assert journal.verdicts() == [verdict(1)]
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("SELECT late_result FROM parts").fetchall() == [(None,)]
+
+
+def test_memory_for_a_disk_that_refuses_has_a_bound(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The oldest verdicts are given up, with their marks, and counted; history pauses rather than being forgotten."""
+    monkeypatch.setattr(pending_module, "MAX_OWED", 50)
+    monkeypatch.setattr(pending_module, "MAX_MARKS", 100)
+    with Journal(path) as journal:
+        for seq in range(5001, 5011):
+            journal.decide(verdict(seq))
+        journal.to_history([(BOOT, seq) for seq in range(5001, 5011)])
+        journal.decide(verdict(5011)).result(WAIT_S)
+        connection = refuse(journal)
+        with busy(journal):
+            futures = [journal.decide(verdict(seq), overrules=True) for seq in range(1, 2001)]
+        assert all(isinstance(future.exception(WAIT_S), JournalError) for future in futures)
+        assert journal.lost == 1950
+        assert seqs(journal.next_history(10)) == list(range(5001, 5011))
+        journal.delivered([(BOOT, seq) for seq in range(1901, 2001)])
+        assert len(journal._writer.pending.marks(1000)) == 100
+        assert journal.next_history(10) == []
+        journal.delivered([(BOOT, 5001), (BOOT, 5002)])
+        assert caplog.text.count("further ones are forgotten") == 1
+        connection.execute("PRAGMA max_page_count = 100000")
+        until(lambda: not journal._writer.pending)
+        assert journal.undelivered() == 11
+        assert [v.seq for v in journal.verdicts(1000) if v.seq < 5000] == list(range(2000, 1950, -1))
 
 
 def test_one_bad_operation_does_not_end_the_writer(path: Path) -> None:

@@ -34,6 +34,7 @@ from tests.edge.stand_ins import (
     Wire,
     config,
     level_bundle,
+    level_bundle_bytes,
     observed,
     picture,
     run_to_end,
@@ -42,6 +43,7 @@ from tests.edge.stand_ins import (
     wait_until,
     wire,
 )
+from tests.inspect_.bundles import with_health
 
 from flawline_edge import station as station_module
 from flawline_edge.cameras import PictureLost
@@ -1065,6 +1067,21 @@ def test_a_part_that_cannot_be_placed_is_not_decidable(
     assert [alarm[1:] for alarm in wire.alarms] == [("health", True, "no part found"), ("health", False, "")]
 
 
+def test_a_picture_that_cannot_be_judged_is_not_decidable(tmp_path: Path, wire: Wire) -> None:
+    """Result 3 with the reason health, whatever its score would be, and an alarm that says why until one can be judged."""
+    path = tmp_path / "bounded.flawline"
+    path.write_bytes(with_health(level_bundle_bytes(), brightness=(60, 160)))
+    run_to_end(station(tmp_path, [OK_LEVEL, 12, 20, BAD_LEVEL, 200, OK_LEVEL], recipes={1: str(path)}))
+    health = (3, "health")
+    assert results(wire.told) == [OK, health, health, NOT_OK, health, OK]
+    assert {verdict.score for verdict in wire.told if verdict.result == 3} == {0}
+    told = [alarm[1:] for alarm in wire.alarms]
+    assert [(name, active) for name, active, _ in told] == [("health", active) for active in (True, False) * 2]
+    assert told[0][2].startswith("too dark: mean 12, good pictures 81 to 130; look at the light")
+    assert told[2][2].startswith("too bright: mean 200, good pictures 81 to 130; ")
+    assert rows(tmp_path, "result")[1:3] == [(3,), (3,)]
+
+
 # --- on the wire -----------------------------------------------------------------------------------------------------------
 
 
@@ -1140,6 +1157,8 @@ def test_the_whole_way_on_a_real_broker(tmp_path: Path) -> None:
         "alarm/engine": False,
         "alarm/health": False,
         "alarm/journal": False,
+        "alarm/no_subscriber": False,
+        "alarm/outbox": False,
     }
     assert rows(tmp_path, "result, delivered") == [(2, 1), (2, 1)]
 

@@ -12,7 +12,8 @@ import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from tests.edge.stand_ins import BAD_LEVEL, LIMIT_LEVEL, OK_LEVEL, level_bundle, picture
+from tests.edge.stand_ins import BAD_LEVEL, LIMIT_LEVEL, OK_LEVEL, level_bundle, level_bundle_bytes, picture
+from tests.inspect_.bundles import with_health
 
 from flawline_engines.check_command import check
 from flawline_engines.engine import Inference
@@ -394,3 +395,35 @@ def test_every_option_is_documented() -> None:
     """`--help` is made from the docstring."""
     documented = inspect.getdoc(check) or ""
     assert all(f"\n{name}\n" in documented for name in inspect.signature(check).parameters)
+
+
+# --- pictures that cannot be judged ----------------------------------------------------------------------------------
+
+
+def test_a_picture_that_cannot_be_judged_says_why(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """NotDecidable `health` with score 0 and a sentence, no heatmap, and the exit code of what is not OK."""
+    path = folder.parent / "bounded.flawline"
+    path.write_bytes(with_health(level_bundle_bytes(), brightness=(60, 160)))
+    dark = save(folder / "dark.png", 12)
+    good = save(folder / "good.png", OK_LEVEL)
+    heatmaps = folder.parent / "heatmaps"
+    code, lines = json_lines(capsys, path, dark, good, heatmaps=heatmaps)
+    assert code == 3
+    assert [(line["result"], line["reason"], line["score"]) for line in lines] == [(3, "health", 0), (1, "", 1)]
+    assert lines[0]["error"].startswith("too dark: mean 12, good pictures 81 to 130; ") and not lines[1]["error"]
+    assert [shown.name for shown in heatmaps.iterdir()] == ["00001_pictures_good_OK.png"]
+
+    assert run(path, folder) == 3
+    table = capsys.readouterr().out
+    assert "NotDecidable" in table and "too dark: mean 12" in table
+    assert "2 pictures: 1 OK, 0 NotOK, 1 NotDecidable" in table
+
+
+def test_another_shape_is_refused_where_shapes_are_bounded(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Instead of a warning that comes after the scores; by region too."""
+    path = folder.parent / "bounded.flawline"
+    path.write_bytes(with_health(level_bundle_bytes(), aspect=(0.98, 1.02)))
+    wide = save(folder / "wide.png", OK_LEVEL, (64, 32))
+    code, (line,) = json_lines(capsys, path, wide)
+    assert code == 3 and line["reason"] == "health" and line["error"].startswith("too wide: width by height 2.00")
+    assert json_lines(capsys, path, wide, roi=(0, 0, 32, 32))[0] == 0

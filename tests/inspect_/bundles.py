@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from flawline_inspect.bundle import MANIFEST, MODEL, SCHEMA_VERSION, WEIGHTS, bundle_bytes
+from flawline_inspect.bundle import MANIFEST, MODEL, SCHEMA_VERSION, WEIGHTS, Bundle, bundle_bytes
 
 SIDE = 32
 THRESHOLD = 4.0
@@ -95,6 +95,15 @@ def small_members() -> dict[str, bytes]:
 def small_bundle(**changes: Any) -> bytes:
     """A whole bundle; `changes` replaces sections of its manifest."""
     return bundle_bytes(small_manifest(**changes), small_members())
+
+
+def with_health(data: bytes, **bounds: tuple[float | None, float | None]) -> bytes:
+    """The same bundle, which judges only pictures within `bounds` (what is allowed, by measure)."""
+    whole = Bundle(data, "the bundle without bounds")
+    manifest = whole.manifest.model_dump(exclude={"schema_version", "members"})
+    allowed = {measure: {"good": (81, 130), "allowed": limits} for measure, limits in bounds.items()}
+    members = {name: whole.member(name) for name in whole.manifest.members}
+    return bundle_bytes({**manifest, "health": {"bounds": allowed}}, members)
 
 
 def manifest_json(members: Mapping[str, bytes], /, **changes: Any) -> bytes:

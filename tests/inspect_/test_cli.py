@@ -222,7 +222,7 @@ def commands(of: App = app, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]
 COMMANDS = [
     ("bench",), ("build",), ("bundle", "keygen"), ("bundle", "show"), ("bundle", "sign"), ("bundle", "verify"), ("check",),
     ("config", "check"), ("config", "schema"), ("demo",), ("eval",), ("parity",), ("quantize",), ("report",), ("run",),
-    ("sample",), ("simulate",), ("status",), ("train",),
+    ("sample",), ("simulate",), ("status",), ("train",), ("verdicts",),
 ]  # fmt: skip
 MODULES = {
     "bench": "flawline_edge.bench_command",
@@ -238,6 +238,7 @@ MODULES = {
     "simulate": "flawline_edge.simulate_command",
     "status": "flawline_edge.status_command",
     "train": "flawline_train.train_command",
+    "verdicts": "flawline_edge.verdicts_command",
 }
 
 

@@ -95,7 +95,7 @@ def test_defaults() -> None:
         "recipes": {"1": {"bundle": "/stations/press7/part.flawline", "threshold": None, "review_band": None}},
         "recipe": 1,
         "engine": {"kind": "auto", "precision": "fp32", "provider": "auto", "threads": 0},
-        "journal": "best_effort",
+        "journal": {"policy": "best_effort", "max_gb": 2.0, "days": 90.0, "alarm_after": 1000},
         "mqtt": {
             "host": "embedded",
             "port": 1883,

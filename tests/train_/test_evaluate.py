@@ -18,7 +18,7 @@ from tests.train_.parts import level_onnx, write
 
 from flawline_inspect.bundle import MODEL, Bundle, bundle_bytes
 from flawline_inspect.errors import InputError
-from flawline_train.evaluate import Evaluation, _auroc_interval, _pixel_metrics, evaluate
+from flawline_train.evaluate import Evaluation, Judged, _auroc_interval, _pixel_metrics, evaluate
 
 SIDE = 32
 GAIN = 0.1
@@ -396,3 +396,26 @@ def test_a_data_set_that_is_no_folder_is_refused(tmp_path: Path) -> None:
         measured(tmp_path / "gone")
     with pytest.raises(InputError, match=r"is a file|is no folder"):
         measured(write(tmp_path / "a.png", grey(0, 90)))
+
+
+# Pictures that cannot be judged
+
+
+def test_what_cannot_be_judged_is_rejected_and_counted(tmp_path: Path) -> None:
+    """Good or defective, it is never OK: a dark good picture is a false reject, a dark defect is caught; both rank on top."""
+    folder = write_set(tmp_path, {"good": (62, 80, 95), "dent": (70, 180)})
+    write(folder / "test" / "good" / "dark.png", np.zeros((SIDE, SIDE), np.uint8))
+    write(folder / "test" / "dent" / "dark.png", np.zeros((SIDE, SIDE), np.uint8))
+    write_masks(folder, "dent", "{stem}_mask.png")
+    manifest = small_manifest(golden=[], health={"bounds": {"brightness": {"good": [28, 33], "allowed": [15, 60]}}})
+    manifest["calibration"] = {**manifest["calibration"], "threshold": 12.05}
+    bounded = Bundle(bundle_bytes(manifest, {MODEL: level_onnx((SIDE, SIDE), gain=GAIN)}), "level.flawline")
+    judged: list[Judged] = []
+    found = evaluate(bounded, folder, engine="onnxruntime", on_judged=judged.append)
+    assert (found.n_good, found.n_bad) == (4, 3)
+    assert (found.n_good_unhealthy, found.n_bad_unhealthy) == (1, 1)
+    assert (found.false_reject_rate, found.escape_rate) == (1 / 4, pytest.approx(1 / 3))
+    assert "dark.png" not in {each.path.name for each in judged} and not found.skipped
+    ranks = {"good": [6.2, 8.0, 9.5, 99.0], "dent": [7.0, 18.0, 99.0]}
+    labels, scores = zip(*((kind == "dent", score) for kind, many in ranks.items() for score in many), strict=True)
+    assert found.image_auroc == pytest.approx(roc_auc_score(labels, scores))

@@ -11,6 +11,7 @@ from tests.train_.parts import level_onnx, part, write
 
 from flawline_inspect.errors import InputError
 from flawline_inspect.frame import FrameSpec
+from flawline_inspect.health import Bound, Health
 from flawline_train.known_defects import (
     CostModel,
     DefectScores,
@@ -80,6 +81,16 @@ def test_what_cannot_be_scored_does_not_escape(tmp_path: Path) -> None:
     model = level_onnx((32, 32), white_is_nan=True)
     found = score_defects(model, SPEC, find_defects(tmp_path / "bad", tmp_path / "good"))
     assert found.escapes(1e30) == {"bad": (0, 1)}
+
+
+def test_what_cannot_be_judged_does_not_escape(tmp_path: Path) -> None:
+    """A picture that the line refuses as too dark is no escape, and is counted among its kind."""
+    for name, level in {"a.png": 20, "b.png": 90}.items():
+        write(tmp_path / "bad" / name, grey(level))
+    health = Health({"brightness": Bound((80, 100), (50, 150))})
+    found = score_defects(MODEL, SPEC, find_defects(tmp_path / "bad", tmp_path / "good"), health)
+    assert found.scores.tolist() == [np.inf, pytest.approx(9)] and not found.skipped
+    assert found.escapes(1e30) == {"bad": (1, 2)}
 
 
 def test_nothing_readable_is_refused(tmp_path: Path) -> None:

@@ -124,6 +124,7 @@ def example(**changes: Any) -> ReportData:
         "notes": (f"note on {EVIL[0]}",),
         "promises": ("At most 30 % of defects escape.",),
         "explained": 0.625,
+        "health": (("brightness", "81 to 130", "at least 51"),),
         "n_weights": 328_212,
     }
     return dataclasses.replace(base, **{**values, **changes})
@@ -151,6 +152,7 @@ def pages() -> dict[str, Page]:
         ("training", ["plain", "depth", "328,212"]),
         ("card", ["intended use", "tests", "knows no real part", "who may be wronged", "nobody"]),
         ("data", ["1 pictures", "3 pictures", EVIL[2], "not a picture", f"note on {EVIL[0]}", "flawline 0.1.0"]),
+        ("data", ["brightness 81 to 130 at least 51"]),
     ],
 )  # fmt: skip
 def test_each_section_says_what_is_known(
@@ -610,7 +612,8 @@ def test_test_pictures_of_a_training_are_on_the_map(
     ((positional, named),) = given
     network = positional[2].network
     pictures = JudgedPictures(made.bundle.threshold, lambda frame: embed_frames(network, frame[None])[0])
-    result = evaluate(made.bundle, write_set(tmp_path / "set"), engine="onnxruntime", on_judged=pictures.add)
+    dataset = write_set(tmp_path / "set", on_parts=True)
+    result = evaluate(made.bundle, dataset, engine="onnxruntime", on_judged=pictures.add)
     reference = part(7, (32, 32))
     data = collect_training(*positional, **named, judged=(pictures, result), reference=reference, promises=["kept"])
     assert data.curves is not None and data.curves.n_bad == 8
@@ -633,15 +636,20 @@ def level_bundle(**changes: Any) -> Bundle:
     return Bundle(bundle_bytes(manifest, {MODEL: level_onnx((SIDE, SIDE), gain=0.1)}), "level.flawline")
 
 
-def write_set(folder: Path, n: int = 8, masks: bool = True) -> Path:
-    """Grey pictures with a patch: `n` good ones up to level 100, dents from 90 up; the last good one is 255 bright."""
+def write_set(folder: Path, n: int = 8, masks: bool = True, on_parts: bool = False) -> Path:
+    """Grey pictures, or parts like those of `case`, with a patch: `n` good ones up to level 100, dents from 90 up; the last
+    good one is 255 bright.
+    """
     for kind, levels in (("good", range(60, 60 + 5 * n, 5)), ("<dent>", range(90, 90 + 20 * n, 20))):
         for i, level in enumerate(levels):
-            grey = np.full((SIDE, SIDE), 20, np.uint8)
-            grey[4 + i % 8 : 9 + i % 8, 6:12] = min(255, level)
-            write(folder / "test" / kind / f"{i}.png", grey)
+            patch = np.s_[4 + i % 8 : 9 + i % 8, 6:12]
+            picture = part(i, (48, SIDE)) if on_parts else np.full((SIDE, SIDE), 20, np.uint8)
+            picture[patch] = min(255, level)
+            write(folder / "test" / kind / f"{i}.png", picture)
             if masks and kind != "good":
-                write(folder / "ground_truth" / kind / f"{i}_mask.png", (grey > 20).astype(np.uint8) * 255)
+                mask = np.zeros(picture.shape[:2], np.uint8)
+                mask[patch] = 255
+                write(folder / "ground_truth" / kind / f"{i}_mask.png", mask)
     return folder
 
 
@@ -686,6 +694,17 @@ def test_scores_that_are_no_numbers_are_drawn_far_out(tmp_path: Path) -> None:
     assert Page(static_html(data)).open == []
 
 
+def test_what_cannot_be_judged_is_in_the_curve(case: Case, tmp_path: Path) -> None:
+    """Pictures that have nothing in common with the training's are no dots, and count as rejected in curve and figures."""
+    bundle, pictures = case.training.bundle, JudgedPictures(case.training.bundle.threshold)
+    result = evaluate(bundle, write_set(tmp_path), engine="onnxruntime", on_judged=pictures.add)
+    assert (result.n_good_unhealthy, result.n_bad_unhealthy) == (8, 8) and pictures.scored == ()
+    assert (result.false_reject_rate, result.escape_rate, result.image_auroc) == (1, 0, 0.5)
+    data = pictures.into(report_of_manifest(bundle.manifest), result)
+    assert data.curves is not None and data.curves.roc == ((0, 0), (1, 1))
+    assert "8 defective pictures" in Page(static_html(data)).text("headline")
+
+
 # Commands
 
 
@@ -709,7 +728,7 @@ def test_report_with_a_data_set(case: Case, tmp_path: Path, capsys: pytest.Captu
     """Beside the bundle by default, with the defects of the set and the pictures of the training."""
     bundle = tmp_path / "part.flawline"
     bundle.write_bytes(case.output.read_bytes())
-    assert run("report", bundle, write_set(tmp_path / "set"), "--engine", "onnxruntime") == 0
+    assert run("report", bundle, write_set(tmp_path / "set", on_parts=True), "--engine", "onnxruntime") == 0
     page = Page((tmp_path / "part.report.html").read_text("utf-8"))
     assert "<dent>" in page.text("detection") and "AUPRO" in page.text("detection")
     assert "latent" in page.sections and "8 defective pictures" in page.text("headline")

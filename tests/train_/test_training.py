@@ -22,14 +22,16 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from flawline_engines import open_engine
 from flawline_inspect import __version__
-from flawline_inspect.bundle import MODEL, WEIGHTS, Bundle
-from flawline_inspect.errors import BundleError, FlawlineError, InputError
+from flawline_inspect.bundle import MODEL, REPORT, WEIGHTS, Bundle
+from flawline_inspect.errors import BundleError, FlawlineError, HealthError, InputError
+from flawline_inspect.frame import read_picture
 from flawline_train import learning, reserve, train
 from flawline_train.autoencoders import FilteringAutoencoder
 from flawline_train.autoencoders.methods import build
 from flawline_train.known_defects import CostModel
 from flawline_train.options import PRESETS, name_for
 from flawline_train.rehearsal import REHEARSAL
+from flawline_train.report.facts import report_from_html
 from flawline_train.reserve import end_of_fit
 from flawline_train.threshold import threshold_from_scores
 from flawline_train.training import Training, TrainProgress
@@ -132,6 +134,19 @@ def test_manifest_tells_method_frame_calibration_and_versions(case: Case) -> Non
     assert calibration.defects is None
     assert manifest.versions["flawline"] == __version__
     assert {"python", "torch", "onnx", "onnxruntime", "opencv", "numpy"} <= manifest.versions.keys()
+
+
+def test_the_bundle_judges_the_good_pictures_and_refuses_damaged_ones(case: Case) -> None:
+    """Bounds of all pictures' health, those learnt from and those held out, are in the bundle and bind on its pictures."""
+    bundle = Bundle.open(case.output)
+    assert {"aspect", "flat", "brightness", "contrast", "sharpness"} <= bundle.health.bounds.keys()
+    for file in bundle.manifest.data.pictures:
+        bundle.fit(read_picture(case.good / file.file))
+    for damaged, sentence in ((part(0) // 9, "too dark"), (part(0)[:, :20], "too narrow")):
+        with pytest.raises(HealthError, match=sentence):
+            bundle.fit(damaged)
+    report = report_from_html(bundle.member(REPORT).decode(), "x")
+    assert [row[0] for row in report.health] == list(bundle.health.bounds)
 
 
 def test_the_model_card_speaks_of_this_model(case: Case) -> None:

@@ -76,6 +76,13 @@ def _table(bundle: Bundle, result: Evaluation) -> Table:
         _caught(result.escape_rate, result.escape_interval),
         style="bold",
     )
+    if result.n_good_unhealthy or result.n_bad_unhealthy:
+        table.add_row(
+            "not judged (picture health)",
+            f"{result.n_good_unhealthy} good, {result.n_bad_unhealthy} defective",
+            "",
+            "counted as not OK",
+        )
     table.add_row("average precision", "", f"{result.average_precision:.4f}", "")
     if result.pixel_auroc is not None and result.aupro is not None:
         table.add_row("pixel AUROC", "", f"{result.pixel_auroc:.4f}", "")

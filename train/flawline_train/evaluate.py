@@ -19,8 +19,8 @@ from torch import Tensor
 from flawline_engines import EngineKind, open_engine
 from flawline_inspect.bundle import Bundle
 from flawline_inspect.decision import DecisionRule
-from flawline_inspect.errors import InputError, PictureError, PlacementError
-from flawline_inspect.frame import Placement, find_pictures, fit_picture, read_picture
+from flawline_inspect.errors import HealthError, InputError, PictureError
+from flawline_inspect.frame import Placement, find_pictures, read_picture
 from flawline_inspect.verdict import Result
 from flawline_train.binomial import interval
 
@@ -51,7 +51,8 @@ class Evaluation:
     `false_reject_rate`: good parts not OK at `threshold`; `escape_rate`: defective parts that are OK. Their intervals are
     Clopper & Pearson's, that of the AUROC is from a bootstrap. They take each picture for another part. `promise_kept`:
     whether the false rejects are compatible with what the bundle promises, which is False only when their interval
-    lies above `promised_false_reject_rate`.
+    lies above `promised_false_reject_rate`. Of the `n_good` and `n_bad` pictures, `..._unhealthy` cannot be judged
+    (NotDecidable `health`).
     """
 
     image_auroc: float
@@ -63,6 +64,8 @@ class Evaluation:
     threshold: float
     n_good: int
     n_bad: int
+    n_good_unhealthy: int
+    n_bad_unhealthy: int
     by_defect: dict[str, DefectKind]
     skipped: list[str]
     image_auroc_interval: Interval
@@ -112,7 +115,7 @@ def evaluate(
 ) -> Evaluation:
     """Score every test picture at the bundle's own threshold; `on_judged` gets each in turn.
 
-    Unreadable pictures are skipped and named in `skipped`; parts that cannot be placed are rejected, as on the
+    Unreadable pictures are skipped and named in `skipped`; those that cannot be judged are rejected, as on the
     line. Raises `InputError` when the layout is another, or when good or defective pictures are missing.
     """
     bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
@@ -122,6 +125,7 @@ def evaluate(
     spec, rule = bundle.frame, DecisionRule(bundle.threshold)
     scores: list[float] = []
     rejected: list[bool] = []
+    unhealthy: list[str] = []
     kinds: list[str] = []
     heatmaps: list[NDArray[np.float32]] = []
     masks: list[NDArray[np.uint8]] = []
@@ -129,13 +133,14 @@ def evaluate(
     with open_engine(bundle, engine, threads=threads) as runner:
         for done, sample in enumerate(samples, 1):
             try:
-                frame, placement = fit_picture(read_picture(sample.path), spec)
+                frame, placement = bundle.fit(read_picture(sample.path))
                 mask = _mask_in_frame(sample.mask, placement, (spec.height, spec.width)) if sample.mask else None
-            except PlacementError:
+            except HealthError:
                 # On the line it is NotDecidable, and not passed: rank it on top, like a score that is not finite.
                 scores.append(float("nan"))
                 rejected.append(True)
                 kinds.append(sample.kind)
+                unhealthy.append(sample.kind)
                 continue
             except PictureError as exc:
                 skipped.append(str(exc))
@@ -191,6 +196,8 @@ def evaluate(
         threshold=bundle.threshold,
         n_good=int((~labels).sum()),
         n_bad=int(labels.sum()),
+        n_good_unhealthy=unhealthy.count(GOOD),
+        n_bad_unhealthy=len(unhealthy) - unhealthy.count(GOOD),
         by_defect=by_defect,
         skipped=skipped,
         image_auroc_interval=_auroc_interval(values, labels),

@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flawline_engines.onnx_runtime import OnnxRuntimeEngine
-from flawline_inspect.errors import InputError, PictureError
+from flawline_inspect.errors import HealthError, InputError, PictureError
 from flawline_inspect.frame import FrameSpec, find_pictures, fit_picture, read_picture
+from flawline_inspect.health import Health
 from flawline_train.binomial import interval
 from flawline_train.threshold import ExponentialTail
 
@@ -95,12 +96,13 @@ def score_defects(
     model: bytes,
     spec: FrameSpec,
     pictures: list[tuple[Path, str]],
+    health: Health | None = None,
     *,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> DefectScores:
     """Score the pictures of `find_defects` with the exported graph, by ONNX Runtime.
 
-    What cannot be scored is rejected on the line, so its score is infinite; what cannot be read is skipped and named.
+    What cannot be judged or scored is rejected on the line, so its score is infinite; what cannot be read is skipped and named.
     """
     kinds: list[str] = []
     scores: list[float] = []
@@ -108,7 +110,12 @@ def score_defects(
     with OnnxRuntimeEngine(model, (spec.height, spec.width)) as engine:
         for done, (path, kind) in enumerate(pictures, 1):
             try:
-                frame, _ = fit_picture(read_picture(path), spec)
+                frame, placement = fit_picture(read_picture(path), spec)
+                if health is not None:
+                    health.check(frame, placement)
+            except HealthError:
+                kinds.append(kind)
+                scores.append(np.inf)
             except PictureError as exc:
                 skipped.append(str(exc))
             else:

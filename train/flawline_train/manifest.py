@@ -16,6 +16,7 @@ from torch import nn
 from flawline_inspect import __version__
 from flawline_train.calibrate import MapCalibration
 from flawline_train.golden import GoldenSet
+from flawline_train.health import LearntHealth
 from flawline_train.known_defects import DefectScores
 from flawline_train.learning import Learnt
 from flawline_train.material import Material
@@ -34,6 +35,7 @@ def manifest_of(
     known: DefectScores | None,
     golden: GoldenSet,
     align_section: dict[str, Any],
+    health: LearntHealth,
 ) -> dict[str, Any]:
     """As `save_bundle` takes it. `calibration`: at the threshold that was chosen; `known` defects' scores, if any."""
     pictures = material.pictures
@@ -55,6 +57,7 @@ def manifest_of(
         "card": _model_card(options.good.name, pictures, calibration),
         "golden": golden.entries,
         "versions": _versions(options),
+        "health": health.section,
     }
 
 

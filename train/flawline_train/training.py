@@ -15,6 +15,7 @@ from flawline_train.alignment import AlignChoice, align_members
 from flawline_train.calibrate import MapCalibration
 from flawline_train.fit import Budget, FitProgress, FitResult
 from flawline_train.golden import PER_LABEL, GoldenSet, choose_golden
+from flawline_train.health import LearntHealth, learn_health
 from flawline_train.known_defects import CostModel, DefectScores, find_defects, score_defects
 from flawline_train.learning import Learnt, Listener, learn
 from flawline_train.manifest import half_weights, manifest_of
@@ -158,7 +159,7 @@ def train(
 def _train(options: TrainOptions, started: float, tell: _Teller, should_stop: Callable[[], bool]) -> Training:
     defects = None if options.defects is None else find_defects(options.defects, options.good)
     material = read_material(options, tell.of("read"))
-    pictures = material.pictures
+    pictures, health = material.pictures, learn_health(material.pictures)
 
     budget, fit_began = _budget(options, started, material, len(defects or ())), time.monotonic()
     listener = Listener(tell.fit, tell.of("calibrate"), should_stop)
@@ -168,15 +169,15 @@ def _train(options: TrainOptions, started: float, tell: _Teller, should_stop: Ca
     model = learnt.export()
 
     tell("write", 0)
-    known = None if defects is None or options.dry_run else score_defects(model, pictures.spec, defects)
+    known = None if defects is None or options.dry_run else score_defects(model, pictures.spec, defects, health.health)
     calibration = apply_choice(learnt.calibration, known, options.costs, options.threshold)
     golden = _golden(options, material, model, calibration)
     align_section, references = align_members(pictures.alignment)
     members = {MODEL: model, **references, **golden.members}
     if not options.is_anomalib:  # those are trained anew; what they have learnt is in the graph
         members[WEIGHTS] = half_weights(learnt.graph.network)
-    manifest = manifest_of(options, material, learnt, calibration, known, golden, align_section)
-    notes = _notes(options, material, learnt, calibration, known, golden)
+    manifest = manifest_of(options, material, learnt, calibration, known, golden, align_section, health)
+    notes = _notes(options, material, health, learnt, calibration, known, golden)
 
     if options.dry_run:
         rehearsal = rehearsal_of(learnt.graph.network, pictures.frames[0], learnt.result, budget, fit_began)
@@ -235,13 +236,14 @@ def _golden(options: TrainOptions, material: Material, model: bytes, calibration
 def _notes(
     options: TrainOptions,
     material: Material,
+    health: LearntHealth,
     learnt: Learnt,
     calibration: MapCalibration,
     known: DefectScores | None,
     golden: GoldenSet,
 ) -> list[str]:
     """What the engineer should know, a sentence each."""
-    notes = material.pictures.notes()
+    notes = [*material.pictures.notes(), *health.notes]
     if options.previous is not None:
         notes += options.previous.notes(material.pictures, set(map(int, material.held_out)))
     notes += learnt.notes

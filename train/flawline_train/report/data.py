@@ -13,7 +13,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from flawline_inspect.bundle import Manifest, PictureEntry
+from flawline_inspect.bundle import Manifest, PictureEntry, health_of
+from flawline_inspect.health import health_rows
 
 __all__ = [
     "GOOD_ROLES",
@@ -148,6 +149,8 @@ class ReportData:
     promises: tuple[str, ...] = ()
     """Further sentences on what is promised or estimated."""
     notes: tuple[str, ...] = field(default=())
+    health: tuple[tuple[str, str, str], ...] = ()
+    """Which pictures can be judged: each measure with the good pictures' range and what is allowed."""
 
 
 def report_of_manifest(manifest: Manifest) -> ReportData:
@@ -173,6 +176,7 @@ def report_of_manifest(manifest: Manifest) -> ReportData:
         skipped=tuple((entry.file, entry.reason) for entry in data.skipped),
         card=manifest.card.model_dump(),
         versions=dict(manifest.versions),
+        health=tuple(health_rows(health_of(manifest))),
         scored=tuple(
             ScoredPicture(name, "held_out", score) for name, score in zip(held_out, calibration.scores, strict=True)
         ),

@@ -103,8 +103,11 @@ class JudgedPictures:
         ]
 
     def _curves(self, evaluation: Evaluation) -> Curves:
-        labels = np.array([one.role == "defect" for one in self._scored])
-        roc, levels = roc_curve(np.array([one.score for one in self._scored]), labels)
+        # What cannot be judged has no dot, but is rejected like a score that is no number.
+        unjudged = [False] * evaluation.n_good_unhealthy + [True] * evaluation.n_bad_unhealthy
+        labels = np.array([*(one.role == "defect" for one in self._scored), *unjudged], bool)
+        scores = [*(one.score for one in self._scored), *(self._finite(math.inf) for _ in unjudged)]
+        roc, levels = roc_curve(np.array(scores), labels)
         has_pixels = evaluation.aupro is not None
         return Curves(
             n_good=evaluation.n_good,
