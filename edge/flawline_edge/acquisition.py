@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from flawline_edge.cameras import Camera, CameraFrame, NewestFrame, PictureLost
+from flawline_edge.cameras import Camera, CameraFrame, FrameWindow, PictureLost
 from flawline_inspect.decision import Decision
 from flawline_inspect.verdict import Reason
 
@@ -38,7 +38,7 @@ RATE_SLACK = 0.25
 _CAMERA = Decision.undefined(Reason.CAMERA)
 
 
-def run_free(lane: Lane, newest: NewestFrame, stop: threading.Event) -> None:
+def run_free(lane: Lane, newest: FrameWindow, stop: threading.Event) -> None:
     """Free-running, live: the newest frame is a part, at most `max_rate` a second."""
     ready = due = time.monotonic()
     dropped_before, too_early = lane.dropped, 0
@@ -78,7 +78,7 @@ def run_through(lane: Lane, camera: Camera, stop: threading.Event) -> None:
             lane.inspect(replace(picture, arrived_monotonic=time.monotonic()))
 
 
-def capture_each(lane: Lane, newest: NewestFrame, stop: threading.Event) -> None:
+def capture_each(lane: Lane, newest: FrameWindow, stop: threading.Event) -> None:
     """A live camera that the hardware triggers: every frame is a part, also one that was replaced before it was seen."""
     ready, missed_before = time.monotonic(), newest.dropped
     while not stop.is_set() and not newest.ended:
@@ -93,7 +93,7 @@ def capture_each(lane: Lane, newest: NewestFrame, stop: threading.Event) -> None
         lane.intake.offer(frame.part, started=frame.arrived_monotonic, frame=frame)
 
 
-def capture_on_demand(lane: Lane, newest: NewestFrame, stop: threading.Event) -> None:
+def capture_on_demand(lane: Lane, newest: FrameWindow, stop: threading.Event) -> None:
     """A live camera that is asked: the answer is the first frame that began `delay_ms` after the trigger, or later."""
     while not stop.is_set() and not newest.ended:
         lane.capture_came_round()

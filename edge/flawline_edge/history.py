@@ -36,7 +36,7 @@ class Station(Protocol):
 
 
 class History:
-    """`run` is for a thread, until `stop`; `wake` says that there may be something to send.
+    """`run` is for a thread, until `stop`; `journal` has been entered; `wake` says that there may be something to send.
 
     Alarm `outbox` is on while more than the journal's `alarm_after` verdicts wait, until half of that do, and from when
     undelivered ones were evicted for want of room until nothing waits any more.
@@ -50,7 +50,7 @@ class History:
         self._stopping = threading.Event()
         self._watch_at = 0.0
         self._is_long = False
-        self._given_up: int | None = None
+        self._given_up = journal.evicted.undelivered
         """How many had been evicted undelivered when last nothing waited."""
 
     def wake(self) -> None:
@@ -82,7 +82,7 @@ class History:
             return
         self._watch_at = time.monotonic() + OUTBOX_CHECK_S
         waiting, given_up = self._journal.undelivered(), self._journal.evicted.undelivered
-        if self._given_up is None or waiting == 0:
+        if waiting == 0:
             self._given_up = given_up
         limit = self._journal.bounds.alarm_after
         self._is_long = waiting > (limit / 2 if self._is_long else limit)

@@ -20,7 +20,8 @@ from flawline_edge.acquisition import (
     run_through,
     tick,
 )
-from flawline_edge.cameras import Camera, CameraFrame, NewestFrame
+from flawline_edge.cameras import Camera, CameraFrame, FrameWindow, NewestFrame
+from flawline_edge.capture import CapturedCamera
 from flawline_edge.inspector import Inspector
 from flawline_edge.intake import Change, Intake, Waiting
 from flawline_edge.progress import Loop, Progress
@@ -46,7 +47,8 @@ class Lane:
     """`trigger` and `camera` are the configuration in force; what can be changed live is read anew for each part.
 
     `on_change()` is called, by any thread, when state, recipe or threshold have changed. `progress` watches its loops.
-    Building it touches nothing.
+    `frames()` gives what captures a camera that is live; one that is not is read through `source`. Building it touches
+    nothing.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class Lane:
         alarms: Alarms,
         on_change: Callable[[], None],
         progress: Progress,
+        frames: Callable[[], NewestFrame | CapturedCamera],
     ) -> None:
         self.name = camera.name
         self.camera = camera
@@ -76,6 +79,7 @@ class Lane:
         self._judges = Loop(camera.name)
         self._captures = Loop(f"{camera.name} (capture)")
         self._source = source
+        self._frames = frames
         self._judging = inspector
         self._path = path
         self._alarms = alarms
@@ -165,7 +169,7 @@ class Lane:
         `stop` is this call's own. Raises what the lane cannot be served on, and may be called again then.
         """
         with ExitStack() as stack:
-            newest = stack.enter_context(NewestFrame(self._source)) if self._source.live else None
+            newest = stack.enter_context(self._frames()) if self._source.live else None
             if newest is None:
                 stack.enter_context(self._source)
             self._judging.__enter__()
@@ -215,7 +219,7 @@ class Lane:
         with self._lock:
             self._is_up = False
 
-    def _make_verdicts(self, newest: NewestFrame | None, stop: threading.Event) -> None:
+    def _make_verdicts(self, newest: FrameWindow | None, stop: threading.Event) -> None:
         kind, source = self.trigger.kind, self._source
         if newest is None and kind in ("free", "camera"):
             run_through(self, source, stop)

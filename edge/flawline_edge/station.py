@@ -20,7 +20,8 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
-from flawline_edge.cameras import Camera, open_camera
+from flawline_edge.cameras import Camera, NewestFrame, open_camera
+from flawline_edge.capture import CapturedCamera
 from flawline_edge.changes import Changes
 from flawline_edge.commands import Commands
 from flawline_edge.journal import JOURNAL_FILE, Bounds, Journal, JournalError, next_boot
@@ -32,7 +33,7 @@ from flawline_edge.publisher import Publisher, StationState
 from flawline_edge.recipes import Recipes
 from flawline_edge.supervision import Supervisor
 from flawline_edge.verdict_path import Alarms, Counts, Inspection, Observer, VerdictPath
-from flawline_inspect.config import EMBEDDED_BROKER, Config, mqtt_key_password, mqtt_password
+from flawline_inspect.config import EMBEDDED_BROKER, CameraConfig, Config, mqtt_key_password, mqtt_password
 from flawline_inspect.errors import EXIT_DONE, EXIT_FAILURE, CameraError, ConfigError, EngineError, FlawlineError
 from flawline_inspect.overrides import load_overrides
 
@@ -51,8 +52,8 @@ _BEST_FIRST = ("ready", "paused", "starting", "fault", "over")
 class Station:
     """Building it reads and verifies the bundles and touches nothing else; `run` does the rest, once.
 
-    `camera` stands in for the configured one, `cameras` for those that it names. `observers` are told of each verdict
-    after it was published. `reread` reads the configuration anew for `reload`.
+    `camera` stands in for the configured one, `cameras` for those that it names, and is read in this process. `observers`
+    are told of each verdict after it was published. `reread` reads the configuration anew for `reload`.
     """
 
     def __init__(
@@ -71,9 +72,7 @@ class Station:
         self._observers = tuple(observers)
         self._reread = reread
         given = {config.cameras[0].name: camera} if camera is not None else dict(cameras or {})
-        self._sources = [
-            given[each.name] if each.name in given else open_camera(each.source) for each in config.cameras
-        ]
+        self._sources = [_source(each, given.get(each.name)) for each in config.cameras]
         self._recipes = Recipes(config, load_overrides(config.state_dir))
         self._inspectors = [self._recipes.inspector_at_start(each, self._show) for each in config.cameras]
         first = self._inspectors[0]
@@ -204,8 +203,9 @@ class Station:
                 alarms=alarms,
                 on_change=self._show,
                 progress=self._operations.progress,
+                frames=frames,
             )
-            for camera, source, inspector in zip(config.cameras, self._sources, self._inspectors, strict=True)
+            for camera, (source, frames), inspector in zip(config.cameras, self._sources, self._inspectors, strict=True)
         )
         self._commands = Commands(
             {lane.name if config.has_several_cameras else "": lane for lane in self.lanes},
@@ -325,6 +325,13 @@ class Station:
             "model": terms.model,
             "threshold": round(terms.threshold, 4),
         }
+
+
+def _source(camera: CameraConfig, stand_in: Camera | None) -> tuple[Camera, Callable[[], NewestFrame | CapturedCamera]]:
+    """A camera for its pictures one by one, and what captures it if it is live: a process, or a thread for a stand-in."""
+    if stand_in is not None:
+        return stand_in, lambda: NewestFrame(stand_in)
+    return open_camera(camera.source), lambda: CapturedCamera.of(camera)
 
 
 @contextmanager

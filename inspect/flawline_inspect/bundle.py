@@ -253,7 +253,8 @@ class CalibrationSection(_Section):
 class PictureEntry(_Section):
     file: str
     sha256: Sha256
-    role: Literal["train", "calibration"]
+    role: Literal["train", "calibration", "left_out"]
+    """`left_out`: a suspect that was neither learnt from nor calibrated with."""
 
 
 class SkippedEntry(_Section):
@@ -261,11 +262,20 @@ class SkippedEntry(_Section):
     reason: str
 
 
+class UnusualEntry(_Section):
+    """A picture of a part that looked unlike the other good ones before anything was learnt, and by how many robust deviations."""
+
+    file: str
+    score: float
+
+
 class DataSection(_Section):
     pictures: list[PictureEntry]
     skipped: list[SkippedEntry] = []
     earlier: list[PictureEntry] = []
     """Of a model that was trained further: what the models before it knew beyond `pictures`."""
+    suspects: list[UnusualEntry] = []
+    """Of `pictures`, the most unusual first, whatever their role."""
 
 
 class CardSection(_Section):

@@ -66,6 +66,8 @@ def show(bundle: Path, /, *, json: bool = False, report: Path | None = None) -> 
         "data": (
             f"{roles.count('train')} pictures to learn from, {roles.count('calibration')} to calibrate, "
             f"{len(manifest.data.skipped)} skipped"
+            + f", {roles.count('left_out')} suspects left out"
+            * ("left_out" in roles)
         ),
         "golden": f"{golden.count('good')} good, {golden.count('damaged')} damaged",
         "intended use": manifest.card.intended_use,

@@ -141,6 +141,19 @@ class DeviceSource(_Section):
     width: int | None = _key("asked of the driver; null leaves it", default=None, ge=16, unit="px")
     height: int | None = _key("asked of the driver; null leaves it", default=None, ge=16, unit="px")
     fps: float | None = _key("asked of the driver; null leaves it", default=None, gt=0, unit="1/s")
+    exposure_ms: float | None = _key(
+        "asked of the driver, and its automatic exposure switched off; higher is brighter, blurs what moves and may "
+        "slow the camera down; null leaves it",
+        default=None,
+        gt=0,
+        le=60000,
+        unit="ms",
+    )
+    gain: float | None = _key(
+        "asked of the driver, in its own units; higher is brighter and noisier; null leaves it", default=None, ge=0
+    )
+    open_timeout_s: float = _key("give up opening after this", default=10.0, gt=0, le=60, unit="s")
+    read_timeout_s: int = _key("a camera silent for this long is lost", default=3, ge=1, le=3600, unit="s")
 
 
 class StreamSource(_Section):
@@ -197,6 +210,14 @@ class CameraConfig(_Section):
     recipe: int | None = _key("the recipe at start here; null takes the station's recipe", default=None)
     roi: tuple[int, int, int, int] | None = _key(
         "region of interest: x, y, width, height; null is the whole picture", default=None, unit="px"
+    )
+    frozen_after_s: float = _key(
+        "the same live picture, bit by bit, for this long is a frozen camera; 0 is for cameras without any noise, whose "
+        "pictures may well be the same, and finds none",
+        default=2.0,
+        ge=0,
+        le=3600,
+        unit="s",
     )
 
     @field_validator("roi")
@@ -492,6 +513,11 @@ def doubts(config: Config) -> list[str]:
         if isinstance(source, FolderSource | VideoSource) and not source.path.exists():
             found.append(f"{key}.path: {source.path} does not exist")
         fps = source.fps if isinstance(source, SimulatedSource | DeviceSource) else None
+        if isinstance(source, DeviceSource) and fps and source.exposure_ms and source.exposure_ms > 1e3 / fps:
+            found.append(
+                f"{key}.exposure_ms: {source.exposure_ms:g} ms is longer than a frame of {fps:g} a second lasts "
+                f"({1e3 / fps:g} ms); the driver shortens it or slows down"
+            )
         # A frame that began after the trigger comes after two periods at worst.
         if config.trigger_of(camera).kind in ("mqtt", "interval") and fps and 2e3 / fps > config.deadline_ms:
             found.append(

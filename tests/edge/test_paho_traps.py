@@ -59,6 +59,12 @@ def proxy(broker: Mosquitto, monkeypatch: pytest.MonkeyPatch) -> Iterator[TcpPro
         yield made
 
 
+def at_rest(publisher: Publisher) -> Publisher:
+    """Connected, and what is said on connecting has been acknowledged."""
+    until(lambda: publisher.connection is not None and not publisher.connection.has_unacknowledged())
+    return publisher
+
+
 def sent(publisher: Publisher, journal: Journal, seq: int) -> bool:
     """As the station does: on the disk first, then out."""
     journal.decide(verdict(seq)).result(WAIT_S)
@@ -122,7 +128,7 @@ def test_a_broker_that_goes_silent_is_given_up(
     proxy: TcpProxy, journal: Journal, station: Any, broker: Mosquitto, listen: Any
 ) -> None:
     """A connection that swallows everything is noticed by its first verdict, within the time for its acknowledgement."""
-    publisher = online(station(proxy.port, journal))
+    publisher = at_rest(station(proxy.port, journal))
     proxy.black_hole()
     began = time.monotonic()
     assert sent(publisher, journal, 1)
@@ -138,9 +144,7 @@ def test_a_broker_that_goes_silent_is_given_up(
 
 def test_an_idle_connection_that_is_dead_is_noticed(proxy: TcpProxy, station: Any) -> None:
     """No verdict on its way, heartbeats into the void: paho's own PING has to find out, and does."""
-    publisher = online(station(proxy.port))
-    connection = publisher._connection
-    until(lambda: connection is not None and not connection.has_unacknowledged())
+    publisher = at_rest(station(proxy.port))
     proxy.black_hole()
     began = time.monotonic()
     until(lambda: not publisher.connected, DISCOVERY_S + 5)
@@ -154,7 +158,7 @@ def test_half_a_connection_to_the_broker(
 ) -> None:
     """Verdicts arrive, their acknowledgements do not: again on history, since nobody knows; a PLC takes each (boot, seq) once."""
     plc = listen(broker.port)
-    publisher = online(station(proxy.port, journal))
+    publisher = at_rest(station(proxy.port, journal))
     proxy.black_hole("to_client")
     assert sent(publisher, journal, 1)
     assert seqs(plc.expect("verdict", 1)) == [1]

@@ -151,7 +151,7 @@ def test_a_delay_is_there_and_back(proxy: TcpProxy, client: socket.socket) -> No
 def test_refusing_is_for_new_connections(proxy: TcpProxy, client: socket.socket) -> None:
     assert answer(client, b"x") == b"x"
     proxy.refuse()
-    with connect(proxy) as late, pytest.raises(ConnectionResetError):
+    with pytest.raises(ConnectionResetError), connect(proxy) as late:
         late.recv(1)
     assert answer(client, b"y") == b"y"
     assert proxy.accepted == 2
@@ -159,6 +159,6 @@ def test_refusing_is_for_new_connections(proxy: TcpProxy, client: socket.socket)
 
 def test_a_server_that_is_not_there(echo: Echo, proxy: TcpProxy) -> None:
     echo.close()
-    with connect(proxy) as client, pytest.raises(ConnectionResetError):
+    with pytest.raises(ConnectionResetError), connect(proxy) as client:
         client.recv(1)
     echo._listener = socket.create_server(("127.0.0.1", 0))  # for the fixture to close

@@ -14,7 +14,10 @@ from numpy.typing import NDArray
 from tests.train_.parts import varied_parts
 
 if TYPE_CHECKING:
-    from flawline_train.graph import InspectionGraph
+    from torch import Tensor, nn
+
+    from flawline_train.graph import ErrorMap, InspectionGraph
+    from flawline_train.light import Light
 
 HEIGHT, WIDTH = 48, 64
 
@@ -28,6 +31,22 @@ class SmallGraph:
     hw: tuple[int, int] = (HEIGHT, WIDTH)
 
 
+def _fitted_to(x: Tensor, network: nn.Module, channels: tuple[str, ...]) -> tuple[ErrorMap, Light]:
+    """What is fitted beside a network: on the pictures x (B, 3, H, W)."""
+    import torch
+
+    from flawline_train.graph import ErrorMap, reconstruct
+    from flawline_train.light import Light
+
+    light = Light((HEIGHT, WIDTH))
+    light.fit((x * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy())
+    error_map = ErrorMap((HEIGHT, WIDTH), channels)
+    with torch.inference_mode():
+        seen, _ = light(x)
+        error_map.patches.fit([error_map.ratio(seen, reconstruct(network, seen))])
+    return error_map, light
+
+
 @pytest.fixture(scope="session")
 def small_graph(frames: dict[str, NDArray[np.uint8]]) -> SmallGraph:
     """Width 8, 64 x 48 px, a border that is no part of the picture; weights and the good parts' statistics are random."""
@@ -36,7 +55,7 @@ def small_graph(frames: dict[str, NDArray[np.uint8]]) -> SmallGraph:
     from flawline_inspect.calibration import GoodSpread
     from flawline_inspect.frame import Placement
     from flawline_train.autoencoders import FilteringAutoencoder
-    from flawline_train.graph import ERROR_CHANNELS, ErrorMap, InspectionGraph, onnx_from_graph
+    from flawline_train.graph import ERROR_CHANNELS, InspectionGraph, onnx_from_graph
 
     random = np.random.default_rng(0)
     with torch.random.fork_rng(devices=[]):
@@ -56,15 +75,15 @@ def small_graph(frames: dict[str, NDArray[np.uint8]]) -> SmallGraph:
             # Differences of 0.15 of the range: visible in the heatmap, and not all clamped away.
             exit_layer.weight *= 0.15 / (network.eval()(x) - x).std()
         network.finish([x])
-    error_map = ErrorMap((HEIGHT, WIDTH), ERROR_CHANNELS)
-    error_map.weights.copy_(torch.tensor([4.0, 2.5, 1.5, 3.0]))
-    error_map.floors.copy_(torch.tensor([0.01, 0.02, 0.03, 0.01]))
+    error_map, light = _fitted_to(x, network, ERROR_CHANNELS)
+    error_map.weights.copy_(torch.tensor([4.0, 2.5, 1.5, 3.0, 0.5]))
+    error_map.floors.copy_(torch.tensor([0.01, 0.02, 0.03, 0.01, 0.1]))
     good = GoodSpread(
         mean=random.uniform(0.05, 0.3, (HEIGHT, WIDTH)).astype(np.float32),
         spread=random.uniform(0.05, 0.2, (HEIGHT, WIDTH)).astype(np.float32),
     )
     placement = Placement((640, 400), (0, 0, 640, 400), (0, 4, 64, 40))
-    graph = InspectionGraph(network, error_map, good, placement).eval()
+    graph = InspectionGraph(network, error_map, good, placement, light).eval()
     return SmallGraph(graph, onnx_from_graph(graph))
 
 
@@ -81,7 +100,7 @@ def method_graph() -> Callable[[str], SmallGraph]:
     from flawline_inspect.frame import Placement
     from flawline_train.autoencoders import Batch
     from flawline_train.autoencoders.methods import build
-    from flawline_train.graph import ERROR_CHANNELS, ErrorMap, InspectionGraph, onnx_from_graph, reconstruct
+    from flawline_train.graph import ERROR_CHANNELS, InspectionGraph, onnx_from_graph, reconstruct
 
     @cache
     def make(name: str) -> SmallGraph:
@@ -97,13 +116,15 @@ def method_graph() -> Callable[[str], SmallGraph]:
             network.eval().finish([x])
             with torch.inference_mode():
                 has_coarse = reconstruct(network, x).coarse is not None
-            channels = network.error_channels or ERROR_CHANNELS[: 4 if has_coarse else 3]
+            every = tuple(name for name in ERROR_CHANNELS if name != "coarse" or has_coarse)
+            channels = network.error_channels or every
+            error_map, light = _fitted_to(x, network, channels)
         good = GoodSpread(
             mean=random.uniform(0.05, 0.3, (HEIGHT, WIDTH)).astype(np.float32),
             spread=random.uniform(0.05, 0.2, (HEIGHT, WIDTH)).astype(np.float32),
         )
         placement = Placement((640, 400), (0, 0, 640, 400), (0, 4, 64, 40))
-        graph = InspectionGraph(network, ErrorMap((HEIGHT, WIDTH), channels), good, placement).eval()
+        graph = InspectionGraph(network, error_map, good, placement, light).eval()
         return SmallGraph(graph, onnx_from_graph(graph))
 
     return make

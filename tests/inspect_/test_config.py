@@ -18,6 +18,7 @@ from flawline_inspect.config import (
     PASSWORD_VARIABLE,
     Config,
     config_schema,
+    doubts,
     load_config,
     mqtt_key_password,
     mqtt_password,
@@ -88,6 +89,7 @@ def test_defaults() -> None:
                 "trigger": None,
                 "recipe": None,
                 "roi": None,
+                "frozen_after_s": 2.0,
             }
         ],
         "trigger": {"kind": "free", "max_rate": 20.0, "delay_ms": 0.0, "interval_ms": 1000.0},
@@ -241,6 +243,12 @@ def test_an_unknown_key_is_an_error(tree: dict[str, Any], expected: str) -> None
         pytest.param(
             top(trigger={"kind": "mqtt"}, mqtt={"commands": ["recipe"]}), "mqtt.commands", id="triggers not obeyed"
         ),
+        pytest.param(source(kind="device", exposure_ms=0), "cameras[0].source.exposure_ms", id="no exposure"),
+        pytest.param(source(kind="device", gain=-1), "cameras[0].source.gain", id="gain negative"),
+        pytest.param(source(kind="device", read_timeout_s=0), "cameras[0].source.read_timeout_s", id="no time to read"),
+        pytest.param(source(kind="device", read_timeout_s=1.5), "cameras[0].source.read_timeout_s", id="half a second"),
+        pytest.param(source(kind="device", open_timeout_s=0), "cameras[0].source.open_timeout_s", id="no time to open"),
+        pytest.param(camera(frozen_after_s=-1), "cameras[0].frozen_after_s", id="frozen before it starts"),
         pytest.param(top(trigger={"max_rate": 0}), "trigger.max_rate", id="no rate"),
         pytest.param(top(trigger={"delay_ms": -1}), "trigger.delay_ms", id="delay negative"),
         pytest.param(top(engine={"kind": "abacus"}), "engine.kind", id="engine"),
@@ -407,6 +415,18 @@ def test_a_cameras_password_is_not_printed() -> None:
     except ConfigError as exc:
         shown = str(exc)
     assert "hunter2" not in shown
+
+
+# What is valid and yet will not work
+
+
+def test_doubts_about_a_camera() -> None:
+    """An exposure that does not fit into a frame, and frames that do not come within the deadline: by the key."""
+    triggered = {"trigger": {"kind": "mqtt"}, "deadline_ms": 30}
+    found = doubts(parse({**source(kind="device", fps=50, exposure_ms=25), **triggered}))
+    assert [each.partition(": ")[0] for each in found] == ["cameras[0].source.exposure_ms", "deadline_ms"]
+    assert "25 ms is longer than a frame of 50 a second lasts (20 ms)" in found[0]
+    assert doubts(parse({**source(kind="device", fps=100, exposure_ms=10), **triggered})) == []
 
 
 # The schema

@@ -34,8 +34,8 @@ def good_spread(hw: tuple[int, int], seed: int = 0) -> GoodSpread:
 def inspection_graph() -> InspectionGraph:
     """48 x 64 with a border of 4 rows above and 6 below, whose network has no zeros left in it; all errors."""
     error_map = ErrorMap((48, 64), ERROR_CHANNELS)
-    error_map.weights.copy_(torch.tensor([1.7, 0.6, 0.9, 2.1]))
-    error_map.floors.copy_(torch.tensor([0.01, 0.02, 0.03, 0.04]))
+    error_map.weights.copy_(torch.tensor([1.7, 0.6, 0.9, 2.1, 0.4]))
+    error_map.floors.copy_(torch.tensor([0.01, 0.02, 0.03, 0.04, 0.1]))
     network = FilteringAutoencoder(4, (48, 64))
     shaken(network)
     network.finish([torch.from_numpy(varied_parts(12, (64, 48))).permute(0, 3, 1, 2).float() / 255])

@@ -19,7 +19,7 @@ from flawline_train.autoencoders.linear import LinearAutoencoder
 from flawline_train.calibrate import Calibration, calibrate
 from flawline_train.graph import ERROR_CHANNELS, ErrorMap, InspectionGraph, reconstruct, run_graph
 from flawline_train.threshold import threshold_from_scores
-from flawline_train.weighing import OTHERS
+from flawline_train.weighing import HALF_AT, LINEAR, OTHERS
 
 F64 = NDArray[np.float64]
 HW = (32, 48)
@@ -62,6 +62,7 @@ def relative_channels(network: nn.Module, frames: NDArray[np.uint8], names: tupl
     error_map = ErrorMap(HW, names)
     x = _tensor(frames)
     with torch.inference_mode():
+        error_map.patches.fit([error_map.ratio(x, reconstruct(network, x))])
         channels = error_map.channels(x, reconstruct(network, x)).double().numpy()
     means = channels.mean((2, 3))
     channels = channels / np.sqrt(means + 0.1 * means.mean(0))[:, :, None, None]
@@ -144,7 +145,8 @@ def test_weights_are_a_mixture_of_errors_of_the_same_spread(case: Case) -> None:
     error_map = case.found.error_map
     mixture = error_map.weights.double().numpy() / case.units
     for name, weight in zip(error_map.names, mixture, strict=True):
-        assert any(weight == pytest.approx(w, rel=1e-3) for w in OTHERS[name] if w), f"{name}: {weight}"
+        trust = N / (N + HALF_AT) if name in LINEAR else 1.0
+        assert any(weight == pytest.approx(w * trust, rel=1e-3) for w in OTHERS[name] if w), f"{name}: {weight}"
     assert {"ssim", "msgms"} <= set(error_map.names)
     # They were not the same before.
     assert max(case.units) > 1.1 * min(case.units)
@@ -171,11 +173,12 @@ def test_what_weighs_nothing_is_not_formed() -> None:
     network = Blind().eval()
     frames = parts(10, (HW[1], HW[0]), first=100)
     found = calibrate(network, frames, PLACEMENT, false_reject_target=0.1)
-    assert found.error_map.names == ("ssim", "msgms", "coarse")
-    assert found.error_map.weights.shape == found.error_map.floors.shape == (3,)
+    assert found.error_map.names == ("ssim", "msgms", "coarse", "patches")
+    assert found.error_map.weights.shape == found.error_map.floors.shape == (4,)
     whole = ErrorMap(HW, ERROR_CHANNELS)
     whole.weights.copy_(torch.cat([torch.zeros(1), found.error_map.weights]))
     whole.floors.copy_(torch.cat([torch.ones(1), found.error_map.floors]))
+    whole.patches.load_state_dict(found.error_map.patches.state_dict())
     one, other = (
         run_graph(InspectionGraph(network, error_map, found.good, PLACEMENT).eval(), frames)[0]
         for error_map in (found.error_map, whole)
@@ -246,7 +249,7 @@ def test_progress_counts_pictures() -> None:
 
 
 def test_three_pictures_are_the_least() -> None:
-    """Three can be left out one by one, and weigh four errors; two cannot, and the sentence says so."""
+    """Three can be left out one by one, and weigh five errors; two cannot, and the sentence says so."""
     frames = parts(3, (HW[1], HW[0]), first=100)
     found = calibrate(Watched().eval(), frames, PLACEMENT, false_reject_target=0.01)
     assert np.isfinite(found.scores).all() and found.threshold.basis == "exponential_tail"
@@ -293,3 +296,22 @@ def test_a_method_may_choose_its_errors(names: tuple[str, ...]) -> None:
     assert error_map.names == names
     channels = inside(relative_channels(network, frames, names))
     np.testing.assert_allclose(error_map.weights.numpy(), 1 / channels.std(0, ddof=1).mean((1, 2)), rtol=1e-3)
+
+
+def test_a_doubted_part_shapes_nothing() -> None:
+    """Weights, mean and spread are those of the others alone; its score is told all the same."""
+    frames = parts(12, (HW[1], HW[0]), first=100)
+    frames[4, TOP + 2 : TOP + 8, LEFT + 4 : LEFT + 12] = 255
+    names = [str(i) for i in range(12)]
+    network = Blur().eval()
+    found = calibrate(network, frames, PLACEMENT, false_reject_target=0.1, parts=names, doubted=("4",))
+    others = calibrate(
+        network, np.delete(frames, 4, 0), PLACEMENT, false_reject_target=0.1, parts=[*names[:4], *names[5:]]
+    )
+    torch.testing.assert_close(found.error_map.weights, others.error_map.weights, rtol=1e-4, atol=0)
+    np.testing.assert_allclose(found.good.mean, others.good.mean, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(found.good.spread, others.good.spread, rtol=1e-4)
+    np.testing.assert_allclose(np.delete(found.scores, 4), others.scores, rtol=1e-3)
+    assert (
+        found.scores[4] > others.scores.max() and found.threshold.skipped == (4,) and found.threshold.exceedances == 1
+    )

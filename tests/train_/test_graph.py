@@ -43,6 +43,20 @@ def plain_smoothing(errors: F64, long_side: int) -> F64:
     return np.asarray(ndimage.correlate1d(rows, taps, axis=0, mode="mirror"), np.float64)
 
 
+def bilinear(picture: F64, hw: tuple[int, int]) -> F64:
+    return np.asarray(cv2.resize(picture, hw[::-1], interpolation=cv2.INTER_LINEAR), np.float64)
+
+
+def plain_patches(ratio: F64) -> F64:
+    """Before it is fitted: the deviation within 5x5 patches, at half and quarter size, by SciPy."""
+    maps = []
+    for scale in (2, 4):
+        small = block_means(ratio[None], scale)[0]
+        mean, squares = (ndimage.uniform_filter(each, 5, mode="mirror") for each in (small, small**2))
+        maps.append(bilinear(np.sqrt(np.maximum(squares - mean**2, 0)), ratio.shape))  # type: ignore[arg-type]
+    return np.mean(maps, 0)
+
+
 def tensor(picture: F64) -> torch.Tensor:
     """(3, H, W) → (1, 3, H, W) float32."""
     return torch.from_numpy(picture[None]).float()
@@ -77,6 +91,7 @@ def test_channels_come_by_their_names() -> None:
         "ssim": plain_structural(x.mean(0), y.mean(0)),
         "msgms": plain_gradient(x.mean(0), y.mean(0)),
         "coarse": cv2.resize(small, hw[::-1], interpolation=cv2.INTER_LINEAR),
+        "patches": plain_patches(np.log(x.mean(0) + 0.02) - np.log(bilinear(block_means(y, 2).mean(0), hw) + 0.02)),
     }
     assert set(wanted) == set(ERROR_CHANNELS)
     for names in (ERROR_CHANNELS, ERROR_CHANNELS[::-1], ("msgms", "absolute"), ("coarse",)):
@@ -89,7 +104,7 @@ def test_channels_come_by_their_names() -> None:
 @pytest.mark.parametrize("names", [(), ("absolute", "psnr"), ("SSIM",)], ids=str)
 def test_an_error_that_does_not_exist_is_refused(names: tuple[str, ...]) -> None:
     """With what was found and what there is."""
-    with pytest.raises(ValueError, match=r"expected some of \('absolute', 'ssim', 'msgms', 'coarse'\)"):
+    with pytest.raises(ValueError, match=r"expected some of \('absolute', 'ssim', 'msgms', 'coarse', 'patches'\)"):
         ErrorMap((32, 32), names)
 
 
@@ -125,7 +140,7 @@ def test_taps_are_a_centred_gaussian(sigma: float) -> None:
 def test_the_map_is_the_weighted_sum_of_relative_errors() -> None:
     """smooth(sum of weight x error / root of (its mean over the picture + floor)), each picture by its own mean."""
     hw = (32, 48)
-    weights, floors = np.array([3.0, 0.25, 1.5, 2.0]), np.array([0.1, 0.02, 0.3, 0.004])
+    weights, floors = np.array([3.0, 0.25, 1.5, 2.0, 0.7]), np.array([0.1, 0.02, 0.3, 0.004, 0.2])
     error_map = ErrorMap(hw, ERROR_CHANNELS)
     error_map.weights.copy_(torch.from_numpy(weights))
     error_map.floors.copy_(torch.from_numpy(floors))

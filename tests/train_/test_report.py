@@ -30,7 +30,7 @@ from flawline_train.evaluate import evaluate
 from flawline_train.report import ReportData, interactive_html, report_of_manifest, report_path, static_html
 from flawline_train.report.collect import MIN_PICTURES, _flattened, _sample, collect_training, embed_frames
 from flawline_train.report.curves import pro_curve, roc_curve
-from flawline_train.report.data import Curves, DefectRow, Map, ScoredPicture, Suspect
+from flawline_train.report.data import Curves, DefectRow, Map, ScoredPicture, Suspect, Unusual
 from flawline_train.report.facts import FACTS_ID, report_from_html
 from flawline_train.report.judged import JudgedPictures
 from flawline_train.report.page import _percent
@@ -118,6 +118,11 @@ def example(**changes: Any) -> ReportData:
             shown("dent/2.png", "defect", "dent", 9.0),
         ),
         "suspects": (Suspect(EVIL[1], "it stands far above the others", 3.9, picture(1), picture(2)),),
+        "unusual": (
+            Unusual(EVIL[2], "left_out", 7.25, True, 9.5, picture(4), picture(5), picture(6)),
+            Unusual("t1.png", "train", 2.5, False, 1.5, picture(1), picture(5), picture(7)),
+        ),
+        "n_left_out": 1,
         "maps": (Map("Mean good part", "all averaged", picture(99)),),
         "loss": ((1, 0.5), (2, 0.25), (3, 0.125)),
         "skipped": ((EVIL[2], "not a picture"),),
@@ -147,11 +152,12 @@ def pages() -> dict[str, Page]:
         ("detection", ["0.9870", "0.9760", "AUPRO 0.8000", "pixel AUROC 0.9000", "dent", "50 % escape", "25 % falsely"]),
         ("pictures", [EVIL[0], "good/1.png", "dent/2.png", "score 9", "2.25 × threshold", "not OK", "expected"]),
         ("suspects", [EVIL[1], "it stands far above the others", "3.9"]),
+        ("unusual", [EVIL[2], "7.2 deviations · suspect, left out · score 9.5", "2.5 deviations · learnt from · score 1.5"]),
         ("latent", ["62 % of it"]),
         ("variation", ["Mean good part", "all averaged"]),
         ("training", ["plain", "depth", "328,212"]),
         ("card", ["intended use", "tests", "knows no real part", "who may be wronged", "nobody"]),
-        ("data", ["1 pictures", "3 pictures", EVIL[2], "not a picture", f"note on {EVIL[0]}", "flawline 0.1.0"]),
+        ("data", ["1 pictures", "3 pictures", "left out as suspects", EVIL[2], "not a picture", f"note on {EVIL[0]}", "flawline 0.1.0"]),
         ("data", ["brightness 81 to 130 at least 51"]),
     ],
 )  # fmt: skip

@@ -80,6 +80,20 @@ def test_one_odd_part_of_ten_is_skipped_but_counts_against_the_promise() -> None
     assert found.promised > threshold_from_scores(np.array(CALM), 0.01).promised
 
 
+def test_who_is_doubted_for_other_reasons_is_skipped_where_it_scores_above_the_others() -> None:
+    """Two tops of ten, not far enough by themselves: skipped when doubted, and they count. One that scores like others asks nothing."""
+    scores = np.array([*CALM, 17.0, 19.0])
+    doubted = threshold_from_scores(scores, 0.01, doubted=(0, 9, 10))
+    assert threshold_from_scores(scores, 0.01).skipped == () and doubted.skipped == (9, 10)
+    assert doubted.value < threshold_from_scores(scores, 0.01).value
+    assert doubted.exceedances == sum(scores > doubted.value) and doubted.promised == upper_bound(
+        doubted.exceedances, 11
+    )
+    assert threshold_from_scores(scores, 0.01, doubted=(9, 10), keep_suspects=True).skipped == ()
+    # Where too few would be left nobody's doubts count.
+    assert threshold_from_scores(scores[:4], 0.01, doubted=(0, 1)).skipped == ()
+
+
 def test_suspects_are_kept_on_request() -> None:
     """As a score like others it drags the threshold above itself, and nothing exceeds that."""
     found = threshold_from_scores(ODD, 0.01, keep_suspects=True)

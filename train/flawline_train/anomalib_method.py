@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -94,6 +94,7 @@ def learn_anomalib(
     device: torch.device,
     false_reject: float,
     parts: Sequence[str] | None = None,
+    doubted: Collection[str] = (),
     keep_suspects: bool = False,
     weights: Path | None = None,
     options: Mapping[str, Any] | None = None,
@@ -103,7 +104,7 @@ def learn_anomalib(
 ) -> AnomalibTraining:
     """Train `anomalib:NAME` on good `frames`, calibrate it with `held_out` good ones, both (n, H, W, 3) BGR uint8.
 
-    `parts` and `keep_suspects` of the held-out ones as in `flawline_train.calibrate.calibrate`.
+    `parts`, `doubted` and `keep_suspects` of the held-out ones as in `flawline_train.calibrate.calibrate`.
     """
     fitted = fit_anomalib(
         method, frames, budget, seed=seed, device=device, weights=weights, options=options,
@@ -111,7 +112,12 @@ def learn_anomalib(
     )  # fmt: skip
     maps = raw_maps(fitted.network, held_out, on_calibrate)
     calibration = calibrate_maps(
-        maps, placement, false_reject_target=false_reject, parts=parts, keep_suspects=keep_suspects
+        maps,
+        placement,
+        false_reject_target=false_reject,
+        parts=parts,
+        doubted=doubted,
+        keep_suspects=keep_suspects,
     )
     graph = AnomalibGraph(fitted.network.cpu(), calibration.good, placement).eval()
     return AnomalibTraining(graph, calibration, fitted.result, fitted.notes, method)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from types import EllipsisType
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from flawline_inspect.calibration import MIN_CALIBRATION_PICTURES, GoodSpread, fit_spread, leave_one_out
 from flawline_inspect.frame import Placement
+from flawline_train.autoencoders import Reconstruction
 from flawline_train.graph import ERROR_CHANNELS, ErrorMap, reconstruct, top_pixels
+from flawline_train.light import Light
 from flawline_train.threshold import Threshold, threshold_from_scores
 from flawline_train.weighing import STEP, damaged_copies, weigh
 
@@ -55,16 +57,19 @@ def calibrate(
     *,
     false_reject_target: float,
     parts: Sequence[str] | None = None,
+    doubted: Collection[str] = (),
     keep_suspects: bool = False,
     cross_fitted: NDArray[np.floating] | None = None,
+    light: Light | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Calibration:
     """Calibrate with held-out good `frames` (n, H, W, 3). Deterministic; in float32 whatever training used.
 
-    `parts`: the part's name for each of the n frames, every one another part where None. `keep_suspects` and
+    `parts`: the part's name for each of the n frames, every one another part where None. `doubted`: parts that may not be good;
+    they shape neither weights nor spread, and are suspects of the threshold. `keep_suspects` and
     `cross_fitted`, scores of further parts by networks that did not learn from them, as in `threshold_from_scores`. A training
     picture's score by *this* network is none of those: what was learnt from scores lower, by an amount that only
-    training again without it can tell.
+    training again without it can tell. `light`: brings the frames to the light that the network was trained in.
     """
     device = next(network.parameters()).device
     hw = (frames.shape[1], frames.shape[2])
@@ -72,28 +77,39 @@ def calibrate(
     left, top, content_w, content_h = placement.content
     inside = np.s_[..., top : top + content_h, left : left + content_w]
 
-    candidates = ErrorMap(hw, _channels(network, frames, device)).to(device)
-    good = _smoothed(candidates, network, frames, on_progress=on_progress)
-    floors = np.maximum(FLOOR_SHARE * good.means.mean(0), SMALLEST_FLOOR)
+    look = _Look(network, light, device)
+    trusted = _without(np.array(names), doubted)
+    candidates = ErrorMap(hw, _channels(look, frames)).to(device)
+    if "patches" in candidates.names:
+        candidates.patches.fit(candidates.ratio(x, found) for x, found in look.at(frames[trusted]))
+    good = _smoothed(candidates, look, frames, on_progress=on_progress)
+    floors = np.maximum(FLOOR_SHARE * good.means[trusted].mean(0), SMALLEST_FLOOR)
     candidates.floors.copy_(torch.from_numpy(floors))
     errors = good.relative(candidates)  # (n, C, H, W)
     # Each error in units of its own typical spread over good parts: a mixture of equal weights is rarely the best single
     # error and never the worst, so the weighing starts from it.
-    units = 1 / np.maximum(errors[inside].std(0, ddof=1).mean((1, 2)), 1e-8)  # (C,)
+    units = 1 / np.maximum(errors[inside][trusted].std(0, ddof=1).mean((1, 2)), 1e-8)  # (C,)
     weights = units
     if getattr(network, "error_channels", None) is None:
         coarser = np.s_[..., top : top + content_h : STEP, left : left + content_w : STEP]
-        copies = damaged_copies(frames, placement.content)
-        damaged = _smoothed(candidates, network, copies, coarser).relative(candidates)
+        copies = damaged_copies(frames[trusted], placement.content)
+        damaged = _smoothed(candidates, look, copies, coarser).relative(candidates)
         in_units = units.astype(np.float32)[:, None, None]
         weights = units * np.array(
-            weigh(candidates.names, errors[coarser] * in_units, damaged * in_units, top_pixels(placement), names)
+            weigh(
+                candidates.names,
+                errors[coarser][trusted] * in_units,
+                damaged * in_units,
+                top_pixels(placement),
+                [name for name, is_trusted in zip(names, trusted, strict=True) if is_trusted],
+            )
         )
     # What weighs nothing is not formed on the line either.
     used = np.flatnonzero(weights)
     error_map = ErrorMap(hw, tuple(candidates.names[i] for i in used)).to(device)
     error_map.weights.copy_(torch.from_numpy(weights[used]))
     error_map.floors.copy_(torch.from_numpy(floors[used]))
+    error_map.patches.load_state_dict(candidates.patches.state_dict())
     combined = np.einsum("nchw,c->nhw", errors, weights).astype(np.float32)
 
     maps = calibrate_maps(
@@ -101,6 +117,7 @@ def calibrate(
         placement,
         false_reject_target=false_reject_target,
         parts=parts,
+        doubted=doubted,
         keep_suspects=keep_suspects,
         cross_fitted=cross_fitted,
     )
@@ -113,6 +130,7 @@ def calibrate_maps(
     *,
     false_reject_target: float,
     parts: Sequence[str] | None = None,
+    doubted: Collection[str] = (),
     keep_suspects: bool = False,
     cross_fitted: NDArray[np.floating] | None = None,
 ) -> MapCalibration:
@@ -128,20 +146,37 @@ def calibrate_maps(
     def cut() -> tuple[NDArray[np.float32], Threshold]:
         by_part = np.array([scores[names == part].max() for part in distinct], np.float32)
         found = threshold_from_scores(
-            by_part, false_reject_target, keep_suspects=keep_suspects, cross_fitted=cross_fitted
+            by_part,
+            false_reject_target,
+            doubted=[i for i, part in enumerate(distinct) if part in doubted],
+            keep_suspects=keep_suspects,
+            cross_fitted=cross_fitted,
         )
         return by_part, found
 
-    scores = judged(leave_one_out(errors, names.tolist()))
-    part_scores, threshold = cut()
-    kept = ~np.isin(names, [distinct[i] for i in threshold.skipped])
-    if not kept.all() and len(set(names[kept])) >= MIN_CALIBRATION_PICTURES:
-        # What is skipped must not hide defects by its spread either: one odd arm makes every missing arm usual.
-        scores = scores.copy()
-        scores[~kept] = judged(fit_spread(errors[kept]).standardise(errors[~kept]))
+    def scored(kept: NDArray[np.bool_]) -> NDArray[np.float32]:
+        scores = np.empty(len(errors), np.float32)
         scores[kept] = judged(leave_one_out(errors[kept], names[kept].tolist()))
+        if not kept.all():
+            scores[~kept] = judged(fit_spread(errors[kept]).standardise(errors[~kept]))
+        return scores
+
+    kept = _without(names, doubted)
+    scores = scored(kept)
+    part_scores, threshold = cut()
+    without_skipped = _without(names, {*doubted, *(distinct[i] for i in threshold.skipped)})
+    if not np.array_equal(without_skipped, kept):
+        # What is skipped must not hide defects by its spread either: one odd arm makes every missing arm usual.
+        kept = without_skipped
+        scores = scored(kept)
         part_scores, threshold = cut()
     return MapCalibration(fit_spread(errors[kept]), scores, tuple(distinct), part_scores, threshold)
+
+
+def _without(names: NDArray[np.str_], parts: Collection[str]) -> NDArray[np.bool_]:
+    """Which of the pictures show none of these parts; all of them where too few would be left."""
+    left = ~np.isin(names, list(parts))
+    return left if len(set(names[left])) >= MIN_CALIBRATION_PICTURES else np.ones(len(names), np.bool_)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,36 +193,48 @@ class _Errors:
         return np.asarray(self.maps / divisors[:, :, None, None], np.float32)
 
 
-def _channels(network: nn.Module, frames: NDArray[np.uint8], device: torch.device) -> tuple[str, ...]:
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """Looks at frames as the graph does."""
+
+    network: nn.Module
+    light: Light | None
+    device: torch.device
+
+    def at(self, frames: NDArray[np.uint8]) -> Iterator[tuple[Tensor, Reconstruction]]:
+        """Batches of `frames` (n, H, W, 3) as the network sees them, (B, 3, H, W), and what it makes of them."""
+        for start in range(0, len(frames), _BATCH):
+            x = torch.from_numpy(frames[start : start + _BATCH]).to(self.device).float().permute(0, 3, 1, 2) / 255
+            seen = x if self.light is None else self.light(x)[0]
+            yield seen, reconstruct(self.network, seen)
+
+
+def _channels(look: _Look, frames: NDArray[np.uint8]) -> tuple[str, ...]:
     """The errors that the method asks for, else all that its reconstruction allows."""
-    preferred: tuple[str, ...] | None = getattr(network, "error_channels", None)
+    preferred: tuple[str, ...] | None = getattr(look.network, "error_channels", None)
     if preferred is not None:
         return preferred
-    x = torch.from_numpy(frames[:1]).to(device).float().permute(0, 3, 1, 2) / 255
-    has_coarse = reconstruct(network, x).coarse is not None
-    return tuple(name for name in ERROR_CHANNELS if name != "coarse" or has_coarse)
+    _, found = next(look.at(frames[:1]))
+    return tuple(name for name in ERROR_CHANNELS if name != "coarse" or found.coarse is not None)
 
 
 def _smoothed(
     error_map: ErrorMap,
-    network: nn.Module,
+    look: _Look,
     frames: NDArray[np.uint8],
     keep: tuple[EllipsisType | slice, ...] = (...,),
     *,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> _Errors:
     """The errors of `frames` (n, H, W, 3); of the maps only the index `keep`, since hundreds of whole ones fill the memory."""
-    maps, means = [], []
-    for start in range(0, len(frames), _BATCH):
-        x = (
-            torch.from_numpy(frames[start : start + _BATCH]).to(error_map.weights.device).float().permute(0, 3, 1, 2)
-            / 255
-        )
-        channels = error_map.channels(x, reconstruct(network, x))  # (B, C, H, W)
+    maps, means, done = [], [], 0
+    for x, found in look.at(frames):
+        channels = error_map.channels(x, found)  # (B, C, H, W)
         n, count, height, width = channels.shape
         means.append(channels.mean((2, 3)).cpu())
         flat = error_map.smooth(channels.reshape(n * count, 1, height, width))
         maps.append(flat.reshape(n, count, height, width)[keep].contiguous().cpu())
+        done += n
         if on_progress is not None:
-            on_progress(min(start + _BATCH, len(frames)), len(frames))
+            on_progress(done, len(frames))
     return _Errors(torch.cat(maps).numpy(), torch.cat(means).numpy())

@@ -2,9 +2,12 @@
 
     frames uint8 (N, H, W, 3) BGR -> scores float32 (N,), heatmaps float32 (N, H, W), expected uint8 (N, H, W, 3) BGR
 
-Up to four errors are weighed into one map: the absolute error; structural dissimilarity (1 - SSIM) and the dissimilarity of
-gradients at three scales (1 - MSGMS), both of the grey picture; and the absolute error against the network's coarse
-reconstruction, where it has one. Each is divided by the root of its own mean over the picture: a picture that is rebuilt
+Before the network the picture is brought to the usual light, and what was expected is shown in the picture's own.
+
+Up to five errors are weighed into one map: the absolute error; structural dissimilarity (1 - SSIM) and the dissimilarity of
+gradients at three scales (1 - MSGMS), both of the grey picture; the absolute error against the network's coarse
+reconstruction, where it has one; and how unusual the picture's patches are against that, or else against the
+reconstruction. Each is divided by the root of its own mean over the picture: a picture that is rebuilt
 badly everywhere, because it is bright or noisy, is not defective everywhere (Poisson noise relates mean and spread
 just so). The sum is smoothed once by a Gaussian and then standardised per pixel by the good parts' mean and spread. The
 score is the mean of the largest 0.3 % of the heatmap: one hot pixel is noise, a few dozen are a defect.
@@ -31,6 +34,8 @@ from flawline_inspect.calibration import GoodSpread
 from flawline_inspect.frame import Placement
 from flawline_train.autoencoders import Autoencoder, Reconstruction
 from flawline_train.dissimilarity import coarse_error, gradient_dissimilarity, structural_dissimilarity
+from flawline_train.light import Light
+from flawline_train.patches import PatchDistance, log_ratio
 
 __all__ = ["ErrorMap", "InspectionGraph", "onnx_from_graph", "reconstruct"]
 
@@ -40,7 +45,7 @@ TOP_SHARE = 0.003
 MAX_TOP_PIXELS = 3840  # TensorRT's limit on TopK
 SMOOTHING_SHARE = 2 / 128
 """Standard deviation of the smoothing, as a share of the frame's long side."""
-ERROR_CHANNELS = ("absolute", "ssim", "msgms", "coarse")
+ERROR_CHANNELS = ("absolute", "ssim", "msgms", "coarse", "patches")
 
 
 def top_pixels(placement: Placement) -> int:
@@ -61,7 +66,8 @@ class ErrorMap(nn.Module):
     """Picture and reconstruction, (B, 3, H, W) in 0-1 → smoothed reconstruction error (B, 1, H, W), weighted.
 
     For frames of `hw` (height, width). `channels`: which of `ERROR_CHANNELS` are formed. `weights` (C,) bring them to the
-    same scale; `floors` (C,) are added to a channel's mean over the picture, whose root divides it. See `calibrate`.
+    same scale; `floors` (C,) are added to a channel's mean over the picture, whose root divides it; `patches` knows the good
+    parts' patches. See `calibrate`.
     """
 
     weights: Tensor
@@ -75,6 +81,7 @@ class ErrorMap(nn.Module):
         self.names = channels
         self.register_buffer("weights", torch.ones(len(channels)))
         self.register_buffer("floors", torch.ones(len(channels)))
+        self.patches = PatchDistance()
         # Reflection at the border reaches no further than the frame is wide.
         self.register_buffer("taps", gaussian_taps(SMOOTHING_SHARE * max(hw), min(hw) - 1))
 
@@ -89,10 +96,17 @@ class ErrorMap(nn.Module):
                 out.append(structural_dissimilarity(grey, expected_grey))
             elif name == "msgms":
                 out.append(gradient_dissimilarity(grey, expected_grey))
+            elif name == "patches":
+                out.append(self.patches(self.ratio(x, found)))
             else:
                 assert found.coarse is not None, "the coarse error is formed for networks that have a coarse picture"
                 out.append(coarse_error(x, found.coarse))
         return torch.cat(out, 1)
+
+    @staticmethod
+    def ratio(x: Tensor, found: Reconstruction) -> Tensor:
+        """What the patches are cut from, (B, 1, H, W)."""
+        return log_ratio(x, found.expected if found.coarse is None else found.coarse)
 
     def divisors(self, channels: Tensor) -> Tensor:
         """What each picture's `channels` (B, C, H, W) are divided by, (B, C, 1, 1)."""
@@ -117,13 +131,21 @@ def reconstruct(network: nn.Module, x: Tensor) -> Reconstruction:
 
 
 class InspectionGraph(nn.Module):
-    """The network wrapped into the graph's contract; the network and the error map are shared, not copied."""
+    """The network wrapped into the graph's contract; its parts are shared, not copied. Without `light` pictures are taken as they are."""
 
     mean: Tensor
     inverse_spread: Tensor
 
-    def __init__(self, network: nn.Module, error_map: nn.Module, good: GoodSpread, placement: Placement) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        error_map: nn.Module,
+        good: GoodSpread,
+        placement: Placement,
+        light: Light | None = None,
+    ) -> None:
         super().__init__()
+        self.light = light
         self.network = network
         self.error_map = error_map
         x, y, w, h = placement.content
@@ -137,10 +159,12 @@ class InspectionGraph(nn.Module):
 
     def forward(self, frames: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x = frames.float().permute(0, 3, 1, 2) / 255  # Cast first: TensorRT takes no other operation on uint8
+        x, gain = (x, None) if self.light is None else self.light(x)
         found = reconstruct(self.network, x)
         heatmaps = (self.error_map(x, found)[:, 0] - self.mean) * self.inverse_spread  # (N, H, W)
         scores = torch.topk(heatmaps.flatten(1), self.top_pixels, dim=1).values.mean(1)
-        expected = (found.expected * 255).round().permute(0, 2, 3, 1).to(torch.uint8)
+        shown = found.expected if gain is None else (found.expected * gain).clamp(max=1)
+        expected = (shown * 255).round().permute(0, 2, 3, 1).to(torch.uint8)
         return scores, heatmaps, expected
 
 

@@ -15,6 +15,7 @@ from flawline_train.autoencoders.methods import build
 from flawline_train.calibrate import MapCalibration, calibrate
 from flawline_train.fit import Budget, FitProgress, FitResult, fit
 from flawline_train.graph import InspectionGraph, onnx_from_graph
+from flawline_train.light import Light
 from flawline_train.material import Material
 from flawline_train.options import TrainOptions
 
@@ -58,11 +59,14 @@ def learn(options: TrainOptions, material: Material, budget: Budget, listener: L
 
 
 def _learn_own(options: TrainOptions, material: Material, budget: Budget, listener: Listener) -> Learnt:
-    network = _network(options, material)
+    network, placement = _network(options, material), material.pictures.placement
+    frames = material.train_frames
+    light = Light((frames.shape[1], frames.shape[2]))
+    light.fit(frames)
     checkpoint = None if options.dry_run else options.checkpoint
     result = fit(
         network,
-        material.train_frames,
+        light.usual(frames),
         budget,
         seed=options.seed,
         device=options.torch_device,
@@ -78,17 +82,18 @@ def _learn_own(options: TrainOptions, material: Material, budget: Budget, listen
         raise TrainingInterruptedError(
             f"training was interrupted after {result.steps} steps, too early to have learnt anything; {options.output} was not written"
         )
-    placement = material.pictures.placement
     calibration = calibrate(
         network,
         material.held_out_frames,
         placement,
         false_reject_target=options.false_rejects,
         parts=material.held_out_parts,
+        doubted=material.doubted,
         keep_suspects=options.keep_suspects,
+        light=light.to(options.torch_device),
         on_progress=listener.on_calibrate,
     )
-    graph = InspectionGraph(network.cpu(), calibration.error_map.cpu(), calibration.good, placement)
+    graph = InspectionGraph(network.cpu(), calibration.error_map.cpu(), calibration.good, placement, light.cpu())
     return Learnt(graph, calibration, result, lambda: onnx_from_graph(graph))
 
 
@@ -127,6 +132,7 @@ def _learn_anomalib(options: TrainOptions, material: Material, budget: Budget, l
         device=options.torch_device,
         false_reject=options.false_rejects,
         parts=material.held_out_parts,
+        doubted=material.doubted,
         keep_suspects=options.keep_suspects,
         weights=options.weights,
         on_fit=listener.on_fit,

@@ -54,7 +54,7 @@ def manifest_of(
         },
         "calibration": calibration_section(calibration, known, options.costs),
         "data": _data_section(options, material),
-        "card": _model_card(options.good.name, pictures, calibration),
+        "card": _model_card(options.good.name, pictures, calibration, len(material.left_out)),
         "golden": golden.entries,
         "versions": _versions(options),
         "health": health.section,
@@ -97,20 +97,31 @@ def _versions(options: TrainOptions) -> dict[str, str]:
 
 
 def _data_section(options: TrainOptions, material: Material) -> dict[str, Any]:
-    pictures, held_out = material.pictures, set(map(int, material.held_out))
+    pictures, screening = material.pictures, material.screening
+    roles = {
+        **dict.fromkeys(material.held_out.tolist(), "calibration"),
+        **dict.fromkeys(material.left_out.tolist(), "left_out"),
+    }
+    suspects = [
+        {"file": pictures.files[i].file, "score": float(screening.scores[i])}
+        for i in screening.ranking
+        if pictures.parts[i] in screening.suspects
+    ]
     earlier = [] if options.previous is None else options.previous.others(pictures)
     return {
         "pictures": [
-            {"file": file.file, "sha256": file.sha256, "role": "calibration" if i in held_out else "train"}
+            {"file": file.file, "sha256": file.sha256, "role": roles.get(i, "train")}
             for i, file in enumerate(pictures.files)
         ],
         "skipped": [{"file": file, "reason": reason} for file, reason in pictures.skipped],
         **({"earlier": earlier} if earlier else {}),
+        **({"suspects": suspects} if suspects else {}),
     }
 
 
-def _model_card(folder: str, pictures: GoodPictures, calibration: MapCalibration) -> dict[str, str]:
+def _model_card(folder: str, pictures: GoodPictures, calibration: MapCalibration, left_out: int) -> dict[str, str]:
     n, held_out = len(pictures.files), len(calibration.scores)
+    without = f", {left_out} left out as suspects" if left_out else ""
     width, height = pictures.placement.picture_wh
     turns = pictures.spec.alignment is not None and pictures.spec.alignment.motion.turns
     pose = (
@@ -125,7 +136,10 @@ def _model_card(folder: str, pictures: GoodPictures, calibration: MapCalibration
             "no defect was ever shown to it, so its escape rate is unknown until it is measured with `flawline eval`. "
             "It is no safety function (ISO 13849)."
         ),
-        "data": f"{n} pictures of good parts from {folder!r}, mostly {width}x{height} pixels, {held_out} of them held out to calibrate.",
+        "data": (
+            f"{n} pictures of good parts from {folder!r}, mostly {width}x{height} pixels, {held_out} of them held out to "
+            f"calibrate{without}."
+        ),
         "who_may_be_wronged": (
             f"Good parts unlike the training pictures are scrapped. {promise_sentence(calibration)}"
         ),

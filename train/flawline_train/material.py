@@ -1,4 +1,4 @@
-"""The pictures of a training, read and split into what is learnt from and what is held out."""
+"""The pictures of a training, read, screened and split into what is learnt from, what is held out and what is left out."""
 
 from __future__ import annotations
 
@@ -12,18 +12,36 @@ from numpy.typing import NDArray
 
 from flawline_train.options import TrainOptions
 from flawline_train.pictures import GoodPictures, load_good_pictures
+from flawline_train.screening import Screening, screen, screening_reasons
 
 __all__ = ["Material", "read_material"]
 
 
 @dataclass(frozen=True, slots=True)
 class Material:
-    """`train` and `held_out` are indices of `pictures`, ascending. `reading_s`: seconds that reading one took."""
+    """`train`, `held_out` and `left_out` are indices of `pictures`, ascending. `reading_s`: seconds that reading one took.
+
+    What is left out are the suspects that would have been learnt from. `doubted`: the parts' names of those that are held
+    out. Both are empty where suspects are kept.
+    """
 
     pictures: GoodPictures
     train: NDArray[np.intp]
     held_out: NDArray[np.intp]
+    left_out: NDArray[np.intp]
+    doubted: frozenset[str]
+    screening: Screening
     reading_s: float
+    keep_suspects: bool = False
+
+    def suspect_reasons(self) -> dict[str, str]:
+        """By part, a sentence for each that looked unlike the others before anything was learnt."""
+        return screening_reasons(
+            self.screening,
+            self.pictures.parts,
+            held_out=set(self.held_out_parts),
+            keep_suspects=self.keep_suspects,
+        )
 
     @property
     def train_frames(self) -> NDArray[np.uint8]:
@@ -62,4 +80,17 @@ def read_material(options: TrainOptions, on_progress: Callable[[int, int], None]
         previous.check_pictures(pictures.placement.picture_wh, options.roi)
     known = None if previous is None else previous.roles
     train, held_out = pictures.split(np.random.default_rng(options.seed), known)
-    return Material(pictures, train, held_out, reading_s)
+    # After the split and without a say in it: what is held out must stay a fair sample of what comes.
+    screening = screen(pictures.frames, pictures.parts, pictures.placement.content)
+    suspects = frozenset() if options.keep_suspects else frozenset(screening.suspects)
+    is_suspect = np.array([part in suspects for part in pictures.parts])
+    return Material(
+        pictures,
+        train[~is_suspect[train]],
+        held_out,
+        train[is_suspect[train]],
+        frozenset(pictures.parts[i] for i in held_out[is_suspect[held_out]]),
+        screening,
+        reading_s,
+        options.keep_suspects,
+    )

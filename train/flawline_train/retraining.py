@@ -74,9 +74,9 @@ class Previous:
     def roles(self) -> Mapping[str, str]:
         """By SHA-256, `train` or `calibration`: what it or one that it was retrained from did with a picture.
 
-        A picture that was both, as copies of it may have been, has been learnt from.
+        A picture that was both, as copies of it may have been, has been learnt from. One that was left out is as good as new.
         """
-        entries = self._entries()
+        entries = [entry for entry in self._entries() if entry["role"] != "left_out"]
         return {entry["sha256"]: entry["role"] for entry in sorted(entries, key=lambda entry: entry["role"] == "train")}
 
     def others(self, pictures: GoodPictures) -> list[dict[str, Any]]:

@@ -108,13 +108,15 @@ def threshold_from_scores(
     scores: NDArray[np.floating],
     target: float,
     *,
+    doubted: Sequence[int] = (),
     keep_suspects: bool = False,
     cross_fitted: NDArray[np.floating] | None = None,
 ) -> Threshold:
     """The threshold for `scores` (n,) of independent held-out parts and a `target` share of false rejects.
 
     With enough parts it is the smallest score at which the promise is at most `target`. Else the tail is
-    extrapolated, never below the largest score. Suspects (`find_suspects`) count there as parts that score no less than the
+    extrapolated, never below the largest score. Suspects (`find_suspects`, and those of the indices `doubted`, known for other
+    reasons, that score above all that are not) count there as parts that score no less than the
     largest of the others, how much more is not believed, and in the promise as exceedances;
     with `keep_suspects` they are scores like others. `cross_fitted`: scores of parts by networks that did not learn from
     them; they sharpen the estimate and never enter the promise.
@@ -125,7 +127,7 @@ def threshold_from_scores(
         raise InputError(f"{n} calibration scores, expected at least {MIN_CALIBRATION_PICTURES}, all finite")
     if not 0 < target < 1:
         raise InputError(f"false-reject target is {target}, expected a share between 0 and 1")
-    suspects = () if keep_suspects else find_suspects(values)
+    suspects = () if keep_suspects else _suspects(values, doubted)
     clean = np.sort(np.delete(values, suspects))
     ordered = np.sort(values)
     further = np.empty(0) if cross_fitted is None else np.asarray(cross_fitted, np.float64)
@@ -154,6 +156,15 @@ def threshold_at(
     promised = upper_bound(k, len(values), 1 - (1 - CONFIDENCE) / compared)
     tail = ExponentialTail(np.sort(np.delete(values, list(suspects))))
     return Threshold(value, "cheapest", len(values), k, target, promised, tail.rate(value), tuple(suspects))
+
+
+def _suspects(values: NDArray[np.float64], doubted: Sequence[int]) -> tuple[int, ...]:
+    found = {*find_suspects(values), *doubted}
+    others = np.delete(values, list(found))
+    if len(others) < MIN_CALIBRATION_PICTURES:
+        return find_suspects(values)
+    # One that scores like a good part asks nothing of the threshold that good parts do not.
+    return tuple(sorted(i for i in found if values[i] > others.max()))
 
 
 def _most_allowed(n: int, target: float) -> int:

@@ -131,7 +131,7 @@ def train_command(
         Regular expression on a picture's path that names its part (its first group, or the whole match): pictures of one
         part are held out together and count once. Without it near-duplicates are found and counted once.
     keep_suspects
-        Set the threshold with every held-out part, even one that stands far above all others.
+        Learn from every picture and set the threshold with every held-out part, even one that looks unlike all others.
     defects
         Folder of pictures of known defects, a sub-folder for each kind: never learnt from, but their escapes are reported.
     cost_false_reject

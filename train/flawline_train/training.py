@@ -31,7 +31,7 @@ from flawline_train.options import (
     name_for,
     width_for,
 )
-from flawline_train.promise import ThresholdChoice, apply_choice, calibration_notes
+from flawline_train.promise import ThresholdChoice, apply_choice, calibration_notes, suspect_reasons
 from flawline_train.rehearsal import REHEARSAL, Rehearsal, rehearsal_of
 from flawline_train.reserve import end_of_fit, has_time_for_report
 from flawline_train.retraining import Previous
@@ -107,9 +107,10 @@ def train(
     how parts that move are brought to one pose; see `flawline_train.alignment`.
 
     `false_rejects`: share of good parts that may be rejected. `group`: a regular expression that names the part of a
-    picture by its path; near-duplicates are looked for without. `keep_suspects`: no held-out part is left out of the
-    threshold. `defects`: a folder of pictures of known defects, to report escapes; with `costs` the cheapest threshold is
-    reported too, and applied where `threshold` is "cheapest". `report`: make the report too.
+    picture by its path; near-duplicates are looked for without. `keep_suspects`: what looks unlike the other good parts is
+    learnt from too, and no held-out part is left out of the threshold. `defects`: a folder of pictures of known defects, to
+    report escapes; with `costs` the cheapest threshold is reported too, and applied where `threshold` is "cheapest".
+    `report`: make the report too.
 
     `from_bundle`: an earlier bundle, whose network is trained further; method, width, frame and alignment are its own, and so
     is which of the pictures that it knows are held out. `weights`: of the backbone for a model of anomalib; see
@@ -247,6 +248,9 @@ def _notes(
     if options.previous is not None:
         notes += options.previous.notes(material.pictures, set(map(int, material.held_out)))
     notes += learnt.notes
+    named = set() if options.dry_run else set(suspect_reasons(calibration))
+    notes += material.screening.notes(len(set(material.pictures.parts)))
+    notes += [reason for part, reason in material.suspect_reasons().items() if part not in named]
     if options.dry_run:
         return notes  # what follows speaks of a model that has learnt something
     notes += calibration_notes(calibration)

@@ -49,7 +49,9 @@ def page_inside(
             calibration.scores,
             calibration.good,
             loss=loss,
-            suspects=suspect_reasons(calibration),
+            suspects={**material.suspect_reasons(), **suspect_reasons(calibration)},
+            screening=material.screening,
+            left_out=frozenset(material.left_out.tolist()),
             notes=notes,
         )
         return PageInside(static_html(data).encode(), data)

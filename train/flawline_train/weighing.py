@@ -17,8 +17,12 @@ from flawline_train.withheld import WITHHELD, damage
 
 __all__ = ["STEP", "damaged_copies", "weigh"]
 
-USUAL = {"absolute": 0.0, "ssim": 1.0, "msgms": 1.0, "coarse": 2.0}
-OTHERS = {"absolute": (0.0, 0.5), "ssim": (1.0,), "msgms": (1.0,), "coarse": (0.0, 2.0, 4.0)}
+USUAL = {"absolute": 0.0, "ssim": 1.0, "msgms": 1.0, "coarse": 4.5, "patches": 4.5}
+OTHERS = {"absolute": (0.0, 0.5), "ssim": (1.0,), "msgms": (1.0,), "coarse": (0.0, 4.5, 9.0), "patches": (4.5,)}
+LINEAR = ("coarse", "patches")
+HALF_AT = 40
+"""What rests on principal components knows only how the parts that it has seen vary: with so many held-out parts (a quarter of
+all) it weighs half of the above, with many all of it, with few next to nothing."""
 MARGIN = 0.02
 """In mean AUROC over the kinds: another mixture than the usual one has to be better by more."""
 MAX_PICTURES, MIN_COPIES = 24, 24
@@ -55,17 +59,21 @@ def weigh(
     spread, at every `STEP`th pixel. Every mixture is judged as the line would: standardised per pixel, good pictures by
     those of other `parts`, and scored by its largest values, `top_pixels` of them at full resolution.
     """
+    count = len(good) if parts is None else len(set(parts))
+    trust = np.array([count / (count + HALF_AT) if name in LINEAR else 1.0 for name in names], np.float32)
     usual = tuple(USUAL[name] for name in names)
     best, best_auroc = usual, -1.0
     top = max(1, top_pixels // STEP**2)
     for weights in itertools.product(*(OTHERS[name] for name in names)):
-        mixed, hurt = (np.einsum("nchw,c->nhw", errors, np.array(weights, np.float32)) for errors in (good, damaged))
+        mixed, hurt = (
+            np.einsum("nchw,c->nhw", errors, np.array(weights, np.float32) * trust) for errors in (good, damaged)
+        )
         good_scores = _scores(leave_one_out(mixed, parts), top)
         hurt_scores = _scores(fit_spread(mixed).standardise(hurt), top).reshape(len(WITHHELD), -1)
         auroc = float(np.mean([_auroc(good_scores, scores) for scores in hurt_scores])) + MARGIN * (weights == usual)
         if auroc > best_auroc:
             best, best_auroc = weights, auroc
-    return best
+    return tuple(float(weight * share) for weight, share in zip(best, trust, strict=True))
 
 
 def _scores(heatmaps: NDArray[np.float32], top: int) -> NDArray[np.float32]:

@@ -46,7 +46,8 @@ class CameraFrame:
     `time.monotonic()` just before the read that gave the picture began: a lower bound, so that a frame
     already on its way when a trigger came is never taken for the answer to that trigger. `arrived_monotonic` is when
     the picture was there: a free-running part's time starts then, and not while the camera waited for light.
-    `part` is the part's id where the source knows one.
+    `part` is the part's id where the source knows one. `stamp` is the driver's own time of the picture in seconds, on
+    whatever clock it has: one that stands still tells of a picture that does.
     """
 
     picture: NDArray[np.generic]
@@ -55,6 +56,7 @@ class CameraFrame:
     part: str = ""
     truth: Truth | None = None
     arrived_monotonic: float = field(default_factory=time.monotonic)
+    stamp: float | None = None
 
 
 class PictureLost(CameraError):  # noqa: N818 - the camera is not in error
@@ -116,7 +118,15 @@ def open_camera(source: Source) -> Camera:
         case DeviceSource():
             from flawline_edge.cameras.device import DeviceCamera
 
-            return DeviceCamera(source.device, width=source.width, height=source.height, fps=source.fps)
+            return DeviceCamera(
+                source.device,
+                width=source.width,
+                height=source.height,
+                fps=source.fps,
+                exposure_ms=source.exposure_ms,
+                gain=source.gain,
+                read_timeout_s=source.read_timeout_s,
+            )
         case StreamSource():
             from flawline_edge.cameras.stream import StreamCamera
 

@@ -23,17 +23,22 @@ __all__ = ["DeviceCamera"]
 _log = logging.getLogger(__name__)
 
 _SELECT_TIMEOUT_VARIABLE = "OPENCV_VIDEOIO_V4L_SELECT_TIMEOUT"
-_SELECT_TIMEOUT_S = 3
-_OPENCV_SELECT_TIMEOUT_S = 10
+_READ_TIMEOUT_S = 3
+_MANUAL_EXPOSURE = 1.0
+"""V4L2_EXPOSURE_MANUAL."""
+_EXPOSURE_STEPS_PER_MS = 10
+"""V4L2_CID_EXPOSURE_ABSOLUTE counts 100 µs."""
+_OUR_CLOCK_S = 10.0
+"""A driver's stamp that lies this close to now is on the monotonic clock, as those of V4L2 nearly always are."""
 
 
 class DeviceCamera:
     """`device` is N of /dev/videoN, or a path such as /dev/v4l/by-id/…, which stays the same when plugged
     elsewhere.
 
-    `width`, `height` (pixels) and `fps` are asked of the driver, which may give something else; that is
-    logged. Other systems than Linux are left to what OpenCV finds. `open_capture` stands for
-    `cv2.VideoCapture`.
+    `width`, `height` (pixels), `fps`, `exposure_ms` and `gain` (in the driver's units) are asked of the driver, which may
+    refuse or give something else; that is logged. Other systems than Linux are left to what OpenCV finds, and their
+    exposure as it is. `open_capture` stands for `cv2.VideoCapture`.
     """
 
     live = True
@@ -46,25 +51,32 @@ class DeviceCamera:
         width: int | None = None,
         height: int | None = None,
         fps: float | None = None,
+        exposure_ms: float | None = None,
+        gain: float | None = None,
+        read_timeout_s: int = _READ_TIMEOUT_S,
         open_capture: Callable[..., Capture] = cv2.VideoCapture,
     ) -> None:
         self._device = int(device) if isinstance(device, str) and device.isdecimal() else device
         self._name = f"/dev/video{self._device}" if isinstance(self._device, int) else str(self._device)
-        self._asked = (
-            ("width", cv2.CAP_PROP_FRAME_WIDTH, width),
-            ("height", cv2.CAP_PROP_FRAME_HEIGHT, height),
-            ("fps", cv2.CAP_PROP_FPS, fps),
-        )
+        self._on_linux = sys.platform.startswith("linux")
+        # What, OpenCV's name for it, the value wanted, and how many of the driver's steps make one.
+        self._asked: list[tuple[str, int, float | None, int]] = [
+            ("width", cv2.CAP_PROP_FRAME_WIDTH, width, 1),
+            ("height", cv2.CAP_PROP_FRAME_HEIGHT, height, 1),
+            ("fps", cv2.CAP_PROP_FPS, fps, 1),
+            ("gain", cv2.CAP_PROP_GAIN, gain, 1),
+        ]
+        self._exposure_ms = exposure_ms
+        if self._on_linux:
+            self._asked.append(("exposure_ms", cv2.CAP_PROP_EXPOSURE, exposure_ms, _EXPOSURE_STEPS_PER_MS))
+        self._read_timeout_s = read_timeout_s
         self._open_capture = open_capture
         self._capture: GuardedCapture | None = None
         self._left: threading.Event | None = None
-        self._silence_s = float(_SELECT_TIMEOUT_S)
 
     def __enter__(self) -> DeviceCamera:
-        # OpenCV reads it once, at the first wait for a picture; its own 10 s are more than any deadline.
-        os.environ.setdefault(_SELECT_TIMEOUT_VARIABLE, str(_SELECT_TIMEOUT_S))
-        value = os.environ[_SELECT_TIMEOUT_VARIABLE]
-        self._silence_s = float(value) if value.isdecimal() else float(_OPENCV_SELECT_TIMEOUT_S)
+        # OpenCV reads it once, at the first wait for a picture of this process; its own 10 s are more than any deadline.
+        os.environ[_SELECT_TIMEOUT_VARIABLE] = str(self._read_timeout_s)
         self._capture = self._open(exit_code=2)
         self._left = threading.Event()
         return self
@@ -79,8 +91,8 @@ class DeviceCamera:
     def read(self) -> CameraFrame:
         """Wait for the next picture, BGR (h, w, 3) uint8.
 
-        Raises `CameraError` when none comes within OPENCV_VIDEOIO_V4L_SELECT_TIMEOUT seconds (here 3 unless
-        set) or the camera is gone; the next read opens it again.
+        A picture that had waited in a buffer of the driver is as old as the driver's stamp says. Raises `CameraError`
+        when none comes within `read_timeout_s` or the camera is gone; the next read opens it again.
         """
         left = self._left
         if left is None or left.is_set():
@@ -94,17 +106,24 @@ class DeviceCamera:
         picture = capture.read()
         # A driver that timed out, or whose camera was unplugged, may hand out its last picture as if it were
         # new.
-        silent = time.monotonic() - captured_monotonic >= self._silence_s
+        arrived = time.monotonic()
+        silent = arrived - captured_monotonic >= self._read_timeout_s
         if picture is None or silent:
             capture.close()
             if self._capture is capture:
                 self._capture = None
-            found = f"no picture for {self._silence_s:g} s" if silent else "the camera gave no picture"
+            found = f"no picture for {self._read_timeout_s:g} s" if silent else "the camera gave no picture"
             raise CameraError(f"{self._name}: {found}; check its cable and power")
-        return CameraFrame(picture, captured, captured_monotonic)
+        stamp = capture.stamp
+        waited_s = captured_monotonic - stamp if 0 <= arrived - stamp < _OUR_CLOCK_S else 0.0
+        if waited_s > 0:
+            captured, captured_monotonic = captured - waited_s, captured_monotonic - waited_s
+        return CameraFrame(
+            picture, captured, captured_monotonic, arrived_monotonic=arrived, stamp=stamp if stamp > 0 else None
+        )
 
     def _open(self, *, exit_code: int) -> GuardedCapture:
-        on_linux = sys.platform.startswith("linux")
+        on_linux = self._on_linux
         if on_linux and not Path(self._name).exists():
             found = ", ".join(_devices()) or "no /dev/video* at all; plug it in, or pass it into the container"
             raise CameraError(f"{self._name}: no camera there; found {found}", exit_code=exit_code)
@@ -121,12 +140,21 @@ class DeviceCamera:
                 exit_code=exit_code,
             )
         capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)  # a waiting buffer is the previous part
-        for _, prop, wanted in self._asked:
-            if wanted is not None:
-                capture.set(prop, wanted)
-        for what, prop, wanted in self._asked:
-            if wanted is not None and abs((given := capture.get(prop)) - wanted) > 0.01 * wanted:
-                _log.warning("%s: asked for %s %g, the driver gives %g", self._name, what, wanted, given)
+        if self._exposure_ms is not None:
+            if not on_linux:
+                _log.warning("%s: exposure_ms is for Video4Linux and stays as it is here", self._name)
+            elif not capture.set(cv2.CAP_PROP_AUTO_EXPOSURE, _MANUAL_EXPOSURE):
+                _log.warning("%s: the driver does not switch its automatic exposure off", self._name)
+        accepted = [wanted is None or capture.set(prop, wanted * steps) for _, prop, wanted, steps in self._asked]
+        for (what, prop, wanted, steps), accepts in zip(self._asked, accepted, strict=True):
+            if wanted is None:
+                continue
+            given = capture.get(prop) / steps
+            if given < 0:
+                _log.warning("%s: asked for %s %g, the driver has no such setting", self._name, what, wanted)
+            elif abs(given - wanted) > max(0.01 * wanted, 0.5 / steps if steps > 1 else 0.0):
+                does = "gives" if accepts else "refuses and says"
+                _log.warning("%s: asked for %s %g, the driver %s %g", self._name, what, wanted, does, given)
         return GuardedCapture(capture)
 
 

@@ -49,14 +49,19 @@ class GuardedCapture:
         self._capture = capture
         self._lock = threading.Lock()
         self._closed = False
+        self.stamp = 0.0
 
     def get(self, prop: int) -> float:
         return self._capture.get(prop)
 
     def read(self) -> NDArray[np.generic] | None:
-        """The next picture, BGR (h, w, 3) uint8 or as the camera gives it; None when there is none."""
+        """The next picture, BGR (h, w, 3) uint8 or as the camera gives it; None when there is none.
+
+        `stamp` is then the time that came with it, in seconds on the source's clock, 0 where it has none.
+        """
         with self._lock:
             ok, picture = (False, None) if self._closed else self._capture.read()
+            self.stamp = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1e3 if ok else 0.0
         # After the lock is free again: between a look inside and the release of the lock, close() could give
         # up on it.
         if self._closed:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import time
 from pathlib import Path
 
 import cv2
@@ -13,6 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 from flawline_edge.cameras.device import DeviceCamera
+from flawline_inspect.clock import wall_clock
 from flawline_inspect.errors import CameraError
 
 pytestmark = [
@@ -26,8 +28,18 @@ _TIMEOUT = "OPENCV_VIDEOIO_V4L_SELECT_TIMEOUT"
 class _Driver:
     """`cv2.VideoCapture` for a test: gives `pictures` pictures per opening, then False for ever."""
 
-    def __init__(self, pictures: int = 2, *, opens: bool = True, width: float = 640) -> None:
-        self.pictures, self.opens, self.width = pictures, opens, width
+    def __init__(
+        self,
+        pictures: int = 2,
+        *,
+        opens: bool = True,
+        width: float = 640,
+        has: dict[int, float] | None = None,
+        refuses: tuple[int, ...] = (),
+    ) -> None:
+        self.pictures, self.opens = pictures, opens
+        self.has = {cv2.CAP_PROP_FRAME_WIDTH: width, cv2.CAP_PROP_POS_MSEC: 0.0, **(has or {})}
+        self.refuses = refuses
         self.openings: list[tuple[int | str, int]] = []
         self.asked: list[tuple[int, float]] = []
         self.timeout_at_opening = ""
@@ -43,11 +55,11 @@ class _Driver:
         return self.opens
 
     def get(self, propId: int, /) -> float:
-        return self.width if propId == cv2.CAP_PROP_FRAME_WIDTH else 480
+        return self.has.get(propId, 480)
 
     def set(self, propId: int, value: float, /) -> bool:
         self.asked.append((propId, value))
-        return True
+        return propId not in self.refuses
 
     def read(self) -> tuple[bool, NDArray[np.uint8]]:
         self.left -= 1
@@ -104,12 +116,74 @@ def test_it_asks_the_driver(node: str, monkeypatch: pytest.MonkeyPatch, caplog: 
     monkeypatch.delenv(_TIMEOUT, raising=False)
 
 
-def test_a_timeout_of_the_machines_own_is_left_alone(node: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who sets the variable has a reason."""
+def test_the_configured_timeout_counts(node: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the one that the machine's environment happens to have: who watches the camera goes by the configured one."""
     monkeypatch.setenv(_TIMEOUT, "7")
     driver = _Driver()
-    with DeviceCamera(node, open_capture=driver):
-        assert driver.timeout_at_opening == "7"
+    with DeviceCamera(node, read_timeout_s=5, open_capture=driver):
+        assert driver.timeout_at_opening == "5"
+
+
+_EXPOSURE = (cv2.CAP_PROP_AUTO_EXPOSURE, cv2.CAP_PROP_EXPOSURE, cv2.CAP_PROP_GAIN)
+
+
+def test_exposure_and_gain(node: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """Automatic exposure is switched off first, milliseconds become V4L2's 100 µs; nothing is said when all is well."""
+    monkeypatch.setenv(_TIMEOUT, "3")
+    driver = _Driver(has={cv2.CAP_PROP_EXPOSURE: 25, cv2.CAP_PROP_GAIN: 8})
+    with DeviceCamera(node, exposure_ms=2.5, gain=8, open_capture=driver):
+        pass
+    asked = [each for each in driver.asked if each[0] in _EXPOSURE]
+    assert asked[0] == (cv2.CAP_PROP_AUTO_EXPOSURE, 1)
+    assert sorted(asked[1:]) == sorted([(cv2.CAP_PROP_EXPOSURE, 25), (cv2.CAP_PROP_GAIN, 8)])
+    assert caplog.messages == []
+
+
+def test_a_driver_that_refuses_the_exposure(
+    node: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each thing it does not do is said, with what it is instead; the camera works all the same."""
+    monkeypatch.setenv(_TIMEOUT, "3")
+    has = {cv2.CAP_PROP_EXPOSURE: 156, cv2.CAP_PROP_GAIN: -1, cv2.CAP_PROP_FPS: 25}
+    driver = _Driver(has=has, refuses=(cv2.CAP_PROP_AUTO_EXPOSURE, cv2.CAP_PROP_EXPOSURE, cv2.CAP_PROP_GAIN))
+    with DeviceCamera(node, exposure_ms=2.5, gain=8, fps=50, open_capture=driver) as camera:
+        assert camera.read().picture.shape == (4, 6, 3)
+    assert sorted(message.split(": ")[1] for message in caplog.messages) == [
+        "asked for exposure_ms 2.5, the driver refuses and says 15.6",
+        "asked for fps 50, the driver gives 25",
+        "asked for gain 8, the driver has no such setting",
+        "the driver does not switch its automatic exposure off",
+    ]
+
+
+@pytest.mark.parametrize("waited_s", [0.5, -0.001])
+def test_a_picture_is_as_old_as_its_stamp(node: str, monkeypatch: pytest.MonkeyPatch, waited_s: float) -> None:
+    """One that lay in the driver's buffer since before a trigger does not pass for one taken after it."""
+    monkeypatch.setenv(_TIMEOUT, "3")
+    stamp = time.monotonic() - waited_s
+    with DeviceCamera(node, open_capture=_Driver(has={cv2.CAP_PROP_POS_MSEC: 1e3 * stamp})) as camera:
+        before, wall = time.monotonic(), wall_clock()
+        frame = camera.read()
+    if waited_s > 0:
+        assert frame.captured_monotonic == pytest.approx(stamp, abs=1e-6)
+        assert frame.captured == pytest.approx(wall - waited_s, abs=0.1)
+    else:
+        assert before <= frame.captured_monotonic <= time.monotonic()
+    assert frame.stamp == pytest.approx(stamp)
+    assert before <= frame.arrived_monotonic
+
+
+@pytest.mark.parametrize(("stamp_ms", "stamp"), [(0.0, None), (40.0, 0.04), (1.7e12, 1.7e9)])
+def test_a_stamp_of_another_clock_says_nothing_of_the_age(
+    node: str, monkeypatch: pytest.MonkeyPatch, stamp_ms: float, stamp: float | None
+) -> None:
+    """None at all, time since the stream began, or wall clock: the capture began with the read."""
+    monkeypatch.setenv(_TIMEOUT, "3")
+    with DeviceCamera(node, open_capture=_Driver(has={cv2.CAP_PROP_POS_MSEC: stamp_ms})) as camera:
+        before = time.monotonic()
+        frame = camera.read()
+    assert frame.captured_monotonic >= before
+    assert frame.stamp == stamp
 
 
 def test_a_lost_camera_is_opened_again(node: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,7 +214,7 @@ def test_a_picture_that_took_the_whole_timeout_is_a_stale_one(node: str, monkeyp
     """Some drivers time out and hand out their last picture as new: it is taken for silence."""
     monkeypatch.setenv(_TIMEOUT, "0")
     with (
-        DeviceCamera(node, open_capture=_Driver()) as camera,
+        DeviceCamera(node, read_timeout_s=0, open_capture=_Driver()) as camera,
         pytest.raises(CameraError, match="no picture for 0 s"),
     ):
         camera.read()

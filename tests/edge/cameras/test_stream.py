@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import http.server
 import socket
 import threading
 import time
-from collections.abc import Generator
-from contextlib import contextmanager
 
-import cv2
-import numpy as np
 import pytest
+from tests.edge.mjpeg import MjpegServer, serving
 
 from flawline_edge.cameras.newest import NewestFrame
 from flawline_edge.cameras.stream import StreamCamera, masked_url
@@ -23,57 +19,7 @@ pytestmark = pytest.mark.timeout(40)
 _READ_TIMEOUT_S = 1.0
 
 
-class _Server(http.server.ThreadingHTTPServer):
-    """20 frames a second of rising grey, until `stalled` or `hung_up` is set."""
-
-    daemon_threads = True
-
-    def __init__(self, port: int = 0) -> None:
-        super().__init__(("127.0.0.1", port), _Handler)
-        self.stalled, self.hung_up = threading.Event(), threading.Event()
-        self.grey, self.connections = 0, 0
-        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
-
-    def close(self) -> None:
-        self.hung_up.set()
-        self.shutdown()
-        self.server_close()
-
-
-class _Handler(http.server.BaseHTTPRequestHandler):
-    server: _Server
-
-    def do_GET(self) -> None:
-        server = self.server
-        server.connections += 1
-        self.send_response(200)
-        self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=part")
-        self.end_headers()
-        try:
-            while not server.hung_up.wait(0.05):
-                if server.stalled.is_set():
-                    continue
-                server.grey = (server.grey + 4) % 256
-                jpeg = cv2.imencode(".jpg", np.full((32, 48, 3), server.grey, np.uint8))[1].tobytes()
-                head = f"--part\r\nContent-Type: image/jpeg\r\nContent-Length: {len(jpeg)}\r\n\r\n"
-                self.wfile.write(head.encode() + jpeg + b"\r\n")
-        except OSError:
-            pass  # the client has gone
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-
-@contextmanager
-def _serving(port: int = 0) -> Generator[_Server, None, None]:
-    server = _Server(port)
-    try:
-        yield server
-    finally:
-        server.close()
-
-
-def _camera(server: _Server, **timeouts: float) -> StreamCamera:
+def _camera(server: MjpegServer, **timeouts: float) -> StreamCamera:
     wanted = {"open_timeout_s": 3.0, "read_timeout_s": _READ_TIMEOUT_S} | timeouts
     return StreamCamera(f"http://127.0.0.1:{server.server_port}/video", **wanted)
 
@@ -86,7 +32,7 @@ def _read_on(camera: StreamCamera) -> None:
 
 def test_frames_come_and_are_fresh() -> None:
     """Frames arrive in order, and the one that is read is the one just sent: no decoder holds any back."""
-    with _serving() as server, _camera(server) as camera:
+    with serving() as server, _camera(server) as camera:
         behind = []
         for _ in range(15):
             frame = camera.read()
@@ -98,7 +44,7 @@ def test_frames_come_and_are_fresh() -> None:
 
 def test_a_stall_is_an_error_within_the_timeout_and_then_recovers() -> None:
     """A silent stream raises after the read timeout; when it speaks again, a later read gives frames."""
-    with _serving() as server, _camera(server) as camera:
+    with serving() as server, _camera(server) as camera:
         camera.read()
         server.stalled.set()
         began = time.monotonic()
@@ -114,7 +60,7 @@ def test_a_stall_is_an_error_within_the_timeout_and_then_recovers() -> None:
 
 def test_it_recovers_after_the_other_side_restarted() -> None:
     """A camera that hangs up and is away for a while is found again at the same address."""
-    with _serving() as server:
+    with serving() as server:
         port = server.server_port
         with _camera(server) as camera:
             camera.read()
@@ -126,13 +72,13 @@ def test_it_recovers_after_the_other_side_restarted() -> None:
                 camera.read()
             assert caught.value.exit_code == 1
             assert 0.4 < time.monotonic() - began < 2
-            with _serving(port):
+            with serving(port):
                 assert camera.read().picture.shape == (32, 48, 3)
 
 
 def test_a_long_pause_does_not_block_a_read_longer_than_the_timeout() -> None:
     """While the pause before the next attempt is longer than the read timeout, reads say so and return."""
-    with _serving() as server, _camera(server, read_timeout_s=0.2) as camera:
+    with serving() as server, _camera(server, read_timeout_s=0.2) as camera:
         camera.read()
         server.close()
         with pytest.raises(CameraError, match="the stream ended"):
@@ -145,7 +91,7 @@ def test_a_long_pause_does_not_block_a_read_longer_than_the_timeout() -> None:
 
 def test_no_stream_at_first_is_the_users_mistake(capfd: pytest.CaptureFixture[str]) -> None:
     """Nobody listens: exit code 2, and neither our message nor OpenCV's output holds the password."""
-    with _serving() as server:
+    with serving() as server:
         port = server.server_port
     camera = StreamCamera(f"http://joe:s3cret@127.0.0.1:{port}/video?pwd=hunter2", open_timeout_s=2)
     with pytest.raises(CameraError, match="no stream there") as caught, camera:
@@ -170,7 +116,7 @@ def test_a_server_that_accepts_and_says_nothing_times_out() -> None:
 
 def test_leaving_while_a_read_waits_is_quick_and_safe() -> None:
     """With the newest-frame thread inside a read of a stalled stream, leaving returns and the thread ends."""
-    with _serving() as server:
+    with serving() as server:
         with NewestFrame(_camera(server)) as newest:
             assert newest.get(5) is not None
             server.stalled.set()

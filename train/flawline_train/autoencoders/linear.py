@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["LinearAutoencoder"]
+__all__ = ["LinearAutoencoder", "reduction"]
 
 CELLS = 64
 """About so many cells along the frame's long side."""
@@ -31,20 +31,25 @@ _LIGHT = 3
 _NOTHING = 1e-6
 
 
-class LinearAutoencoder(nn.Module):
-    """(B, 3, H, W) in 0-1 -> (B, 3, H / f, W / f): the reduced picture, projected onto light and `COMPONENTS` principal components.
+def reduction(frame_hw: tuple[int, int], cells: int = CELLS) -> int:
+    """By what power of 2 frames of (H, W) are made smaller for about so many cells along the long side."""
+    return min(_MAX_FACTOR, max(1, 2 ** round(math.log2(max(frame_hw) / cells))))
 
-    Before `fit` it returns the reduced picture as it is.
+
+class LinearAutoencoder(nn.Module):
+    """(B, C, H, W) in 0-1 -> (B, C, H / f, W / f): the reduced picture, projected onto light and `COMPONENTS` principal components.
+
+    Reduced to about `cells` along the long side. Before `fit` it returns the reduced picture as it is.
     """
 
     basis: Tensor
     fitted: Tensor
 
-    def __init__(self, frame_hw: tuple[int, int]) -> None:
+    def __init__(self, frame_hw: tuple[int, int], *, colours: int = _COLOURS, cells: int = CELLS) -> None:
         super().__init__()
-        self.factor = min(_MAX_FACTOR, max(1, 2 ** round(math.log2(max(frame_hw) / CELLS))))
+        self.factor = reduction(frame_hw, cells)
         height, width = frame_hw[0] // self.factor, frame_hw[1] // self.factor
-        self.register_buffer("basis", torch.zeros(_LIGHT + COMPONENTS, _COLOURS * height * width))
+        self.register_buffer("basis", torch.zeros(_LIGHT + COMPONENTS, colours * height * width))
         self.register_buffer("fitted", torch.zeros(()))
 
     def reduce(self, x: Tensor) -> Tensor:
@@ -57,22 +62,28 @@ class LinearAutoencoder(nn.Module):
         return small + self.fitted * (rebuilt - small)
 
     @torch.no_grad()
-    def fit(self, pictures: Iterable[Tensor]) -> None:
-        """From good pictures (B, 3, H, W) in 0-1, batch by batch; as many components as they can carry."""
-        small = torch.cat([self.reduce(batch.float()) for batch in pictures])  # (n, 3, h, w)
+    def fit(self, pictures: Iterable[Tensor], *, least_share: float = 0.0) -> None:
+        """From good pictures (B, C, H, W) in 0-1, batch by batch; as many components as they can carry.
+
+        A component that fewer than `least_share` of the pictures make is left out: what a few have is no way in which parts vary.
+        """
+        small = torch.cat([self.reduce(batch.float()) for batch in pictures])  # (n, C, h, w)
         n, _, height, width = small.shape
         rows = small.flatten(1).double()
         usual = small.mean(0)
         down = torch.linspace(-1, 1, height, device=small.device)[:, None]
         across = torch.linspace(-1, 1, width, device=small.device)
-        light = torch.stack([usual, usual * down, usual * across]).flatten(1).double()  # (_LIGHT, 3hw)
+        light = torch.stack([usual, usual * down, usual * across]).flatten(1).double()  # (_LIGHT, Chw)
         light = _orthonormal(light)
         rest = rows - rows.mean(0)
         rest = rest - rest @ light.T @ light
         # The eigenvectors of the n x n products give the same components as those of the much larger covariance.
         _, vectors = torch.linalg.eigh(rest @ rest.T)
-        count = min(COMPONENTS, n // PICTURES_PER_COMPONENT)
-        components = vectors[:, n - count :].T @ rest
+        # How many pictures make a component: n when all do alike, n / 3 when normally distributed, 1 when it is one picture.
+        made_by = 1 / vectors.pow(4).sum(0)
+        vectors = vectors[:, made_by >= least_share * n]
+        count = min(COMPONENTS, n // PICTURES_PER_COMPONENT, vectors.shape[1])
+        components = vectors[:, vectors.shape[1] - count :].T @ rest
         basis = _orthonormal(torch.cat([light, components]))
         self.basis.zero_()
         self.basis[: len(basis)] = basis.to(self.basis)

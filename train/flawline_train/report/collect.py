@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,9 +19,19 @@ from flawline_train.autoencoders import Autoencoder
 from flawline_train.evaluate import Evaluation
 from flawline_train.graph import InspectionGraph, run_graph
 from flawline_train.pictures import GoodPictures
-from flawline_train.report.data import Map, ReportData, Role, ScoredPicture, Suspect, Triple, report_of_manifest
+from flawline_train.report.data import (
+    Map,
+    ReportData,
+    Role,
+    ScoredPicture,
+    Suspect,
+    Triple,
+    Unusual,
+    report_of_manifest,
+)
 from flawline_train.report.judged import JudgedPictures
 from flawline_train.report.pictures import map_picture, thumbnail, triple, webp
+from flawline_train.screening import Screening
 
 __all__ = ["collect_training", "embed_frames"]
 
@@ -34,6 +44,7 @@ HELD_OUT_SHARE = 1 / 3
 """Of the pictures on the map of the latent space; the rest were trained on."""
 WORST_SHOWN, BEST_SHOWN = 4, 2
 MAX_SUSPECTS = 12
+MOST_UNUSUAL_SHOWN = 12
 MAX_LOSS_POINTS = 300
 _BATCH = 16
 
@@ -49,6 +60,8 @@ def collect_training(
     *,
     loss: Sequence[tuple[int, float]] = (),
     suspects: Mapping[str, str] | None = None,
+    screening: Screening | None = None,
+    left_out: Collection[int] = (),
     notes: Sequence[str] = (),
     promises: Sequence[str] = (),
     reference: NDArray[np.uint8] | None = None,
@@ -57,19 +70,21 @@ def collect_training(
     """All that a training knows of its model. Bounded in time: at most `MAX_PIXELS` go through the network again.
 
     `manifest`: as `save_bundle` takes it. `held_out` (k,): indices of `pictures`, `held_out_scores` (k,) their leave-one-out scores.
-    `suspects`: file → why it may not be good. `reference` (H, W, 3): what pictures were aligned to. `judged`: test
+    `suspects`: file → why it may not be good. `screening` of the pictures, of which those of the indices `left_out` were neither
+    learnt from nor held out. `reference` (H, W, 3): what pictures were aligned to. `judged`: test
     pictures, good and defective, with their evaluation.
     """
     facts = report_of_manifest(Manifest.model_validate({"schema_version": SCHEMA_VERSION, "members": {}, **manifest}))
     scores = dict(zip(map(int, held_out), map(float, held_out_scores), strict=True))
-    train, shown_held_out = _sample(pictures, held_out, scores)
+    train, shown_held_out = _sample(pictures, held_out, scores, left_out)
+    unusual = [] if screening is None else screening.ranking[:MOST_UNUSUAL_SHOWN]
     by_score = sorted(scores, key=scores.__getitem__, reverse=True)
     best = by_score[WORST_SHOWN:][-BEST_SHOWN:]
     suspects = dict(suspects or {})
     index = {file.file: i for i, file in enumerate(pictures.files)}
     asked = [index[file] for file in suspects if file in index][:MAX_SUSPECTS]
 
-    ran = sorted({*train, *by_score[:WORST_SHOWN], *best, *asked})
+    ran = sorted({*train, *by_score[:WORST_SHOWN], *best, *asked, *unusual, *left_out})
     found_scores, heatmaps, expected = run_graph(graph, pictures.frames[ran])
     at = {i: k for k, i in enumerate(ran)}
     for i in train:
@@ -95,10 +110,13 @@ def collect_training(
             thumbnail=thumbnail(pictures.frames[i], pictures.placement),
         )
 
+    def role_of(i: int) -> Role:
+        return "held_out" if i in scores else "left_out" if i in left_out else "train"
+
     def look(i: int, score: float) -> Triple:
         return triple(
             pictures.files[i].file,
-            "held_out" if i in scores else "train",
+            role_of(i),
             "",
             score,
             frame=pictures.frames[i],
@@ -116,6 +134,12 @@ def collect_training(
         seen = look(i, score)
         return Suspect(file, reason, score, seen.seen, seen.heat)
 
+    def ranked(i: int, screened: Screening) -> Unusual:
+        seen = look(i, scores.get(i, float(found_scores[at[i]])))
+        is_suspect = pictures.parts[i] in screened.suspects
+        deviations = float(screened.scores[i])
+        return Unusual(seen.name, seen.role, deviations, is_suspect, seen.score, seen.seen, seen.expected, seen.heat)
+
     data = dataclasses.replace(
         facts,
         model_sha256=hashlib.sha256(model).hexdigest(),
@@ -123,9 +147,11 @@ def collect_training(
         scored=(
             *(dot(i, "train", float(found_scores[at[i]])) for i in train),
             *(dot(i, "held_out", score) for i, score in scores.items()),
+            *(dot(i, "left_out", float(found_scores[at[i]])) for i in sorted(left_out)),
         ),
         triples=tuple(look(i, scores[i]) for i in (*by_score[:WORST_SHOWN], *best)),
         suspects=tuple(suspect(file, reason) for file, reason in suspects.items()),
+        unusual=() if screening is None else tuple(ranked(i, screening) for i in unusual),
         maps=_maps(pictures, good, reference),
         loss=_thinned(loss),
         explained=explained,
@@ -162,14 +188,17 @@ def embed_frames(network: nn.Module, frames: NDArray[np.uint8]) -> NDArray[np.fl
 
 
 def _sample(
-    pictures: GoodPictures, held_out: NDArray[np.intp], scores: Mapping[int, float]
+    pictures: GoodPictures,
+    held_out: NDArray[np.intp],
+    scores: Mapping[int, float],
+    left_out: Collection[int] = (),
 ) -> tuple[list[int], list[int]]:
     """Indices to show: evenly spaced ones that were trained on, and held-out ones, the highest scores among them."""
     _, height, width, _ = pictures.frames.shape
     budget = max(MIN_PICTURES, MAX_PIXELS // (height * width))
     ordered = sorted(scores, key=scores.__getitem__, reverse=True)
     kept = _evenly(ordered, max(round(HELD_OUT_SHARE * budget), budget - (len(pictures.files) - len(held_out))))
-    train = [i for i in range(len(pictures.files)) if i not in scores]
+    train = [i for i in range(len(pictures.files)) if i not in scores and i not in left_out]
     return _evenly(train, budget - len(kept)), kept
 
 

@@ -26,11 +26,12 @@ __all__ = [
     "ScoredPicture",
     "Suspect",
     "Triple",
+    "Unusual",
     "WebP",
     "report_of_manifest",
 ]
 
-Role = Literal["train", "held_out", "test_good", "golden_good", "defect", "golden_damaged"]
+Role = Literal["train", "held_out", "left_out", "test_good", "golden_good", "defect", "golden_damaged"]
 GOOD_ROLES: frozenset[Role] = frozenset({"train", "held_out", "test_good", "golden_good"})
 
 WebP = Annotated[str, Field(pattern=r"^data:image/webp;base64,[A-Za-z0-9+/]+={0,2}$")]
@@ -73,6 +74,24 @@ class Suspect:
     score: Finite | None = None
     seen: WebP | None = None
     heat: WebP | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Unusual:
+    """One of the training pictures that look least like the others, and what the finished network makes of it.
+
+    `deviations`: by how many robust deviations it lies above the median part, judged without it and before the network was
+    trained; `is_suspect`: whether it was taken for no good part.
+    """
+
+    name: str
+    role: Role
+    deviations: Finite
+    is_suspect: bool
+    score: Finite
+    seen: WebP
+    expected: WebP
+    heat: WebP
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +162,9 @@ class ReportData:
     curves: Curves | None = None
     triples: tuple[Triple, ...] = ()
     suspects: tuple[Suspect, ...] = ()
+    unusual: tuple[Unusual, ...] = ()
+    """The most unusual first; empty in reports of before there was a ranking."""
+    n_left_out: int = 0
     maps: tuple[Map, ...] = ()
     explained: Finite | None = None
     """Share of the embeddings' variance that the map of the latent space shows."""
@@ -172,6 +194,7 @@ def report_of_manifest(manifest: Manifest) -> ReportData:
         promised_false_reject_rate=calibration.promised_false_reject_rate,
         n_train=sum(picture.role == "train" for picture in data.pictures),
         n_held_out=len(calibration.scores),
+        n_left_out=sum(picture.role == "left_out" for picture in data.pictures),
         data_sha256=_sha256_of_list(data.pictures),
         skipped=tuple((entry.file, entry.reason) for entry in data.skipped),
         card=manifest.card.model_dump(),

@@ -14,6 +14,7 @@ from flawline_train.report.data import ReportData, Role, ScoredPicture
 __all__ = ["BLUE", "LOOKS", "VERMILION", "Look", "Row", "is_logarithmic", "place_on_axis", "rows_of"]
 
 BLUE, SKY, GREEN, VERMILION, PURPLE, SLATE = "#2482BD", "#56B4E9", "#009E73", "#D55E00", "#CC79A7", "#8695A4"
+ORANGE = "#E69F00"
 _JITTER = 0.30
 """Half the height of a row's cloud of dots, of the distance between rows."""
 _LOG_FROM = 8.0
@@ -33,6 +34,7 @@ class Look:
 LOOKS: dict[Role, Look] = {
     "train": Look("good, trained on", SLATE, "o"),
     "held_out": Look("good, held out", BLUE, "o"),
+    "left_out": Look("suspect, left out", ORANGE, "D"),
     "test_good": Look("good, test", SKY, "s"),
     "golden_good": Look("good, golden", SKY, "s"),
     "defect": Look("defect", VERMILION, "^"),
