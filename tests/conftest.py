@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
+from hypothesis import settings
 
 ROOT = Path(__file__).parents[1]
 DATA_VARIABLE = "FLAWLINE_TEST_DATA"
@@ -22,6 +23,9 @@ _SYSTEM_PROGRAMS = (
     "/usr/sbin",
     "/sbin",
 )  # Debian puts mosquitto where no ordinary PATH looks
+
+# `pytest --hypothesis-profile=thorough` for a night: tests take at least as many examples as their profile says.
+settings.register_profile("thorough", max_examples=5000, deadline=None)
 
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 

@@ -49,6 +49,9 @@ NOT_ON_THE_STATION = frozenset(
 EXTRAS = frozenset({"amqtt", "cuda", "nicegui", "pycuda", "tensorrt", "tensorrt_rtx", "tritonclient"})
 """Packages of the optional extras: a module that needs one need not import where it is not installed."""
 
+HOLD_NO_PYTHON = frozenset({"deploy"})
+"""Folders of a source root that hold files for other programs: edge/deploy, for brokers and service managers."""
+
 PICKLES = frozenset({"_pickle", "cPickle", "cloudpickle", "dill", "joblib", "pickle", "shelve"})
 
 
@@ -98,7 +101,8 @@ def test_source_roots_hold_no_modules(package: str) -> None:
     assert [path.name for path in root.glob("*.py")] == []
     assert (root / package / "__init__.py").is_file()
     folders = {path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith((".", "__"))}
-    assert folders == {package}
+    assert folders - HOLD_NO_PYTHON == {package}
+    assert [path for name in HOLD_NO_PYTHON for path in root.glob(f"{name}/**/*.py*")] == []
 
 
 @pytest.mark.parametrize("name", ["inspect", "engines", "train", "edge"])
@@ -206,6 +210,19 @@ def test_nothing_reads_or_writes_pickles() -> None:
                 found.append(f"{where}:{call.lineno} allows pickles")
             if ast.unparse(call.func) in ("torch.load", "torch.save") and given.get("weights_only") != "True":
                 found.append(f"{where}:{call.lineno} {ast.unparse(call.func)} is a pickle; use safetensors")
+    assert found == []
+
+
+def test_the_station_says_whose_bundles_it_opens() -> None:
+    """In edge, every `Bundle.open` outside a command passes `public_key`: one that does not lets any model in."""
+    found = [
+        f"{path.relative_to(ROOT)}:{call.lineno}"
+        for _, path, tree in sources("flawline_edge")
+        if not path.name.endswith("_command.py")
+        for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call))
+        if ast.unparse(call.func) in ("Bundle.open", "Bundle")
+        and "public_key" not in {keyword.arg for keyword in call.keywords}
+    ]
     assert found == []
 
 

@@ -1,174 +1,253 @@
-"""Requests on ROOT/cmd/NAME: parsed strictly, answered always. This station knows `trigger`."""
+"""Requests on ROOT/cmd/NAME: checked one by one, done, answered on ROOT/ack/NAME.
+
+    enabled? → readable? → not too many? → not retained? → serving? → not seen before? → done → acknowledged
+
+`trigger`, `pause`, `resume` and `overrule` are done on paho's thread, since none of them waits for anything. The others load
+models or write files: they are done one after the other on a thread of their own, and acknowledged when they are
+in force.
+"""
 
 from __future__ import annotations
 
-import json
+import logging
 import queue
 import threading
-import time
-from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
-from functools import partial
+from typing import Protocol
 
-from flawline_edge.trigger import Trigger
-from flawline_edge.verdict_path import VerdictPath
-from flawline_inspect.decision import Decision
-from flawline_inspect.errors import InputError
-from flawline_inspect.verdict import Reason, is_wire_id
+from flawline_edge.changes import Changes, Refused
+from flawline_edge.journal import Journal
+from flawline_edge.lane import Lane
+from flawline_edge.messages import Command, Reply
+from flawline_edge.requests import (
+    Duplicates,
+    LabelRequest,
+    RateLimit,
+    RecipeRequest,
+    Request,
+    RequestError,
+    ThresholdRequest,
+    TriggerRequest,
+    parse_request,
+)
+from flawline_inspect.clock import wall_clock
 
-__all__ = ["Duplicates", "Request", "TriggerCommands", "parse_request"]
+__all__ = ["Acknowledge", "Commands"]
 
-WAITING_TRIGGERS = 16
-"""Triggers that may wait behind the one in work; the next one gets `overrun` at once."""
+_log = logging.getLogger(__name__)
 
-_MAX_REQUEST_ID = 64
-_REMEMBER_S = 60.0
-_REMEMBER_MANY = 4096
+TRIGGERS = (500.0, 500.0)
+"""Triggers a second, and at once, for each camera; more than the fastest line has."""
+OTHERS = (10.0, 30.0)
+"""The same for all other commands together."""
+REFUSALS = (50.0, 100.0)
+"""How many refusals are answered: whoever floods the station gets no flood back."""
+_WAITING = 8
+_DETAIL_LENGTH = 200
+_JOIN_S = 2.0
+_OF_THE_STATION = frozenset({"pause", "resume", "reload", "rollback", "overrule"})
+"""What is understood on ROOT/cmd of a station with several cameras, where no camera is named."""
+
+
+class Acknowledge(Protocol):
+    """Sends an answer, below the camera's topic if one is named, or where the command asks for it."""
+
+    def __call__(
+        self, name: str, payload: dict[str, object], *, camera: str = "", reply: Reply | None = None
+    ) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
-    """`id` names the request in its acknowledgement; for `trigger` it is the trigger's own id when none is given."""
+class _Task:
+    """A request on its way; `lane` is None where the station is asked. Without a request nobody waits for an answer."""
 
-    id: str
-    trigger: str
-    part: str
+    command: Command
+    lane: Lane | None
+    request: Request | None
 
+    @property
+    def name(self) -> str:
+        return self.command.name
 
-class RequestError(InputError):
-    """`code` is what the acknowledgement carries as `error`; `id` the request's, as far as it could be read."""
+    @property
+    def key(self) -> str:
+        return f"{self.command.camera}/{self.name}/{self.request_id}"
 
-    def __init__(self, code: str, request_id: str = "") -> None:
-        super().__init__(code)
-        self.code = code
-        self.id = request_id
-
-
-def parse_request(payload: bytes) -> Request:
-    """A `trigger` request: `{"id":"17","trigger":"T-00918","part":"SN12345"}`; `part` may be missing.
-
-    Raises `RequestError` with the code `bad_json` or `bad_id`.
-    """
-    try:
-        data = json.loads(payload.decode("utf-8"))
-    except (UnicodeDecodeError, ValueError, RecursionError) as exc:
-        raise RequestError("bad_json") from exc
-    if not isinstance(data, dict):
-        raise RequestError("bad_json")
-    request_id = data.get("id", "")
-    if request_id == "":
-        request_id = data.get("trigger", "")
-    if not isinstance(request_id, str) or len(request_id) > _MAX_REQUEST_ID or not request_id.isascii():
-        raise RequestError("bad_id")
-    trigger, part = data.get("trigger"), data.get("part", "")
-    ids_are_good = (
-        isinstance(trigger, str) and is_wire_id(trigger) and isinstance(part, str) and (not part or is_wire_id(part))
-    )
-    if not ids_are_good:
-        raise RequestError("bad_id", request_id)
-    assert isinstance(trigger, str)
-    return Request(request_id, trigger, part)
+    @property
+    def request_id(self) -> str:
+        return self.request.id if self.request is not None else ""
 
 
-class Duplicates:
-    """Remembers request ids for 60 s, 4096 of them at most: MQTT delivers at least once, a part is inspected once."""
+class Commands:
+    """A context manager around the thread for what takes long.
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._seen: OrderedDict[str, float] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def is_new(self, request_id: str) -> bool:
-        now = self._clock()
-        with self._lock:
-            while self._seen and (
-                len(self._seen) > _REMEMBER_MANY or now - next(iter(self._seen.values())) > _REMEMBER_S
-            ):
-                self._seen.popitem(last=False)
-            if request_id in self._seen:
-                return False
-            self._seen[request_id] = now
-            return True
-
-
-class TriggerCommands:
-    """ROOT/cmd/trigger: from a message to an accepted trigger that waits for its frame.
-
-    `acknowledge(name, payload)` sends an answer; `status()` gives what every answer carries beside its own keys.
-    Requests are answered `not_ready` until `open` and after `close`.
+    `lanes` are by camera as in the topics, with "" for the only one. `enabled` names the commands that are obeyed;
+    `status(lane)` gives what every answer carries beside its own keys. Requests are answered `not_ready` until `open` and
+    after `close`.
     """
 
     def __init__(
         self,
-        path: VerdictPath,
+        lanes: Mapping[str, Lane],
+        changes: Changes,
+        journal: Journal,
         *,
-        acknowledge: Callable[[str, dict[str, object]], None],
-        status: Callable[[], dict[str, object]],
+        enabled: frozenset[str],
+        acknowledge: Acknowledge,
+        status: Callable[[Lane | None], dict[str, object]],
         journal_required: bool,
     ) -> None:
-        self._path = path
+        self._lanes = lanes
+        self._changes = changes
+        self._journal = journal
+        self._enabled = enabled
         self._acknowledge = acknowledge
         self._status = status
         self._journal_required = journal_required
         self._duplicates = Duplicates()
-        self._waiting: queue.Queue[Trigger] = queue.Queue(WAITING_TRIGGERS)
-        self._open = False
-        self._on_accepted: Callable[[Trigger], None] | None = None
+        self._triggers = {camera: RateLimit(*TRIGGERS) for camera in lanes}
+        self._others, self._refusals = RateLimit(*OTHERS), RateLimit(*REFUSALS)
+        self._waiting: queue.Queue[_Task | None] = queue.Queue(_WAITING)
+        self._is_open = False
+        self._thread = threading.Thread(target=self._work, name="commands", daemon=True)
 
-    def open(self, on_accepted: Callable[[Trigger], None] | None = None) -> None:
-        """From now on triggers are accepted; `on_accepted` is called with each that will wait for its turn, before that."""
-        self._on_accepted = on_accepted
-        self._open = True
+    def __enter__(self) -> Commands:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+        try:
+            self._waiting.put_nowait(None)
+        except queue.Full:
+            return  # it is behind by eight changes; the process ends without it
+        self._thread.join(_JOIN_S)
+
+    def open(self) -> None:
+        self._is_open = True
 
     def close(self) -> None:
-        """Accept no more, and give what still waits its Undefined `stopped`."""
-        self._open = False
-        while (trigger := self.next(timeout_s=0.0)) is not None:
-            self._path.settle(trigger, Decision.undefined(Reason.STOPPED))
+        self._is_open = False
 
-    def next(self, *, timeout_s: float) -> Trigger | None:
-        """The trigger that has waited longest."""
+    def reload(self) -> None:
+        """As asked for by SIGHUP: not acknowledged, but logged."""
         try:
-            return self._waiting.get(timeout=timeout_s) if timeout_s else self._waiting.get_nowait()
-        except queue.Empty:
-            return None
-
-    def on_command(self, name: str, payload: bytes, retained: bool = False) -> None:
-        """On paho's thread: must not wait for anything. A retained request would come again with every connection."""
-        if name != "trigger":
-            self._answer(name, "", error="not_enabled")
-            return
-        try:
-            request = parse_request(payload)
+            self._later(_Task(Command("", "reload", b""), None, None))
         except RequestError as exc:
-            self._answer(name, exc.id, error=exc.code)
-            return
-        if retained:
-            self._answer(name, request.id, error="retained")
-            return
-        if not self._open:
-            self._answer(name, request.id, error="not_ready")
-            return
-        if not self._duplicates.is_new(request.id):
-            self._answer(name, request.id, duplicate=True)
-            return
-        trigger, committed = self._path.accept(request.part, trigger_id=request.trigger)
-        committed.add_done_callback(partial(self._answer_acceptance, request.id))
-        if self._on_accepted is not None and not self._waiting.full():
-            self._on_accepted(trigger)
+            _log.warning("reload is refused: %s", exc)
+
+    def on_command(self, command: Command) -> None:
+        """On paho's thread: must not wait for anything. A retained request would come again with every connection."""
         try:
-            self._waiting.put_nowait(trigger)
+            task = self._checked(command)
+            if task is not None:
+                self._do(task)
+        except RequestError as exc:
+            if self._refusals.allows():
+                self._send(command, exc.id, exc.code, self._lanes.get(command.camera))
+
+    def _checked(self, command: Command) -> _Task | None:
+        camera, name = command.camera, command.name
+        lane = self._lanes.get(camera)
+        is_known = lane is not None or (not camera and name in _OF_THE_STATION)
+        if name not in self._enabled or (name == "trigger" and lane is not None and lane.trigger.kind != "mqtt"):
+            raise RequestError("not_enabled")
+        request = parse_request(command.payload, name)
+        if not is_known:
+            raise RequestError("no_camera", request.id)
+        if not (self._triggers[camera] if name == "trigger" else self._others).allows():
+            raise RequestError("too_many", request.id)
+        if command.retained:
+            raise RequestError("retained", request.id)
+        if not self._is_open:
+            raise RequestError("not_ready", request.id)
+        task = _Task(command, lane, request)
+        if not self._duplicates.is_new(task.key):
+            self._answer(task, duplicate=True)
+            return None
+        return task
+
+    def _do(self, task: _Task) -> None:
+        match task.request:
+            case TriggerRequest() as request if task.lane is not None:
+                _, committed = task.lane.intake.offer(request.part, trigger_id=request.trigger)
+                committed.add_done_callback(lambda done: self._answer_acceptance(task, done))
+            case LabelRequest() as request:
+                kept = self._journal.label(request.boot, request.seq, request.label, wall_clock())
+                kept.add_done_callback(lambda done: self._answer_label(task, done))
+            case _ if task.name in ("pause", "resume"):
+                for lane in [task.lane] if task.lane is not None else self._lanes.values():
+                    lane.pause(task.name == "pause")
+                self._answer(task)
+            case _:
+                self._later(task)
+
+    def _later(self, task: _Task) -> None:
+        try:
+            self._waiting.put_nowait(task)
         except queue.Full:
-            self._path.refuse(trigger, Reason.OVERRUN)
+            self._duplicates.forget(task.key)
+            raise RequestError("busy", task.request_id) from None
 
-    def _answer_acceptance(self, request_id: str, committed: Future[None]) -> None:
+    # --- on the thread for what takes long --------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        while (task := self._waiting.get()) is not None:
+            try:
+                detail = self._change(task)
+            except Refused as exc:
+                self._failed(task, exc.code, str(exc))
+            except Exception as exc:
+                # The top of the thread: the next command must still be served.
+                _log.exception("%s failed", task.name)
+                self._failed(task, "failed", f"{type(exc).__name__}, see the log")
+            else:
+                _log.info("%s: done%s", task.name, f" ({detail})" if detail else "")
+                self._answer(task, detail=detail)
+
+    def _change(self, task: _Task) -> str:
+        request = task.request
+        if not self._is_open:
+            raise Refused("not_ready")
+        if isinstance(request, RecipeRequest):
+            if task.name == "rollback":
+                return self._changes.rollback(request.recipe)
+            assert task.lane is not None
+            return self._changes.recipe(task.lane, request.recipe)
+        if isinstance(request, ThresholdRequest):
+            assert task.lane is not None
+            return self._changes.threshold(task.lane, request.value)
+        return self._changes.reload()
+
+    def _failed(self, task: _Task, code: str, sentence: str) -> None:
+        _log.warning("%s is refused: %s", task.name, sentence or code)
+        self._duplicates.forget(task.key)
+        self._answer(task, error=code, detail=sentence)
+
+    # --- answers ----------------------------------------------------------------------------------------------------
+
+    def _answer_acceptance(self, task: _Task, committed: Future[None]) -> None:
         refused = committed.exception() is not None and self._journal_required
-        self._answer("trigger", request_id, error="journal" if refused else "")
+        self._answer(task, error="journal" if refused else "")
 
-    def _answer(self, name: str, request_id: str, *, error: str = "", duplicate: bool = False) -> None:
-        payload: dict[str, object] = {"id": request_id, "ok": not error, "error": error, **self._status()}
+    def _answer_label(self, task: _Task, kept: Future[bool]) -> None:
+        error = "journal" if kept.exception() is not None else "" if kept.result() else "unknown_part"
+        if error:
+            self._duplicates.forget(task.key)
+        self._answer(task, error=error)
+
+    def _answer(self, task: _Task, *, error: str = "", detail: str = "", duplicate: bool = False) -> None:
+        if task.request is None:
+            return
+        more: dict[str, object] = {}
+        if detail:
+            more["detail"] = detail[:_DETAIL_LENGTH]
         if duplicate:
-            payload["duplicate"] = True
-        self._acknowledge(name, payload)
+            more["duplicate"] = True
+        self._send(task.command, task.request_id, error, task.lane, **more)
+
+    def _send(self, command: Command, request_id: str, error: str, lane: Lane | None, **more: object) -> None:
+        payload: dict[str, object] = {"id": request_id, "ok": not error, "error": error, **self._status(lane), **more}
+        self._acknowledge(command.name, payload, camera=command.camera, reply=command.reply)

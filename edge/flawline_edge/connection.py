@@ -41,6 +41,9 @@ ACK_TIMEOUT_S = 10.0
 GOODBYE_S = 1.0
 """How long a broker has to take the DISCONNECT."""
 
+MAX_PACKET_BYTES = 1 << 16
+"""Far more than any command has, so that those that are a little too long are still told of."""
+
 _MAX_IN_FLIGHT = 20
 """paho's own limit and mosquitto's: beyond it paho would queue a verdict, and send it late."""
 _HISTORY_IN_FLIGHT = 8
@@ -145,7 +148,14 @@ class Connection:
     def open(self, stopping: threading.Event) -> str:
         """Connect and wait for the broker's yes. Returns "", or what the broker does instead."""
         try:
-            self._client.connect(self._access.host, self._access.port, KEEPALIVE_S)
+            self._client.connect(self._access.host, self._access.port, KEEPALIVE_S, properties=self._limits())
+        except ssl.SSLCertVerificationError as exc:
+            return (
+                f"cannot be trusted (certificate verify failed: {exc.verify_message.rstrip('.')}); check mqtt.tls.ca, mqtt.host "
+                "and this machine's clock"
+            )
+        except ssl.SSLError as exc:
+            return f"does not agree on TLS ({exc.reason or exc}); check port and tls"
         except (OSError, ValueError) as exc:  # ValueError: a host that cannot be one
             return f"cannot be reached ({exc})"
         self._client.loop_start()
@@ -156,9 +166,22 @@ class Connection:
             return ""
         # Old brokers that do not know the version may say so, or just go away.
         self.is_too_new = self.is_mqtt5 and (self._refusal is None or self._refusal.value == _UNSUPPORTED_VERSION)
+        if self._refusal is None and self._access.tls is not None and self.has_ended.is_set():
+            # In TLS 1.3 a broker looks at the client's certificate when the client is through already.
+            return (
+                "hangs up after the TLS handshake; it may want another client certificate, check mqtt.tls.cert and key"
+            )
         if self._refusal is None:
             return "does not answer as an MQTT broker; check host, port and tls"
         return f"refuses the station ({self._refusal}); check user, password and client id"
+
+    def _limits(self) -> Properties | None:
+        """What the broker is asked not to send: paho would take up to 256 MB into memory before anybody looks at it."""
+        if not self.is_mqtt5:
+            return None
+        limits = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
+        limits.MaximumPacketSize = MAX_PACKET_BYTES
+        return limits
 
     def subscribe(self, topics: list[str]) -> None:
         # The retain flag as published, so that a retained command is refused at once, not on reconnecting. Not
@@ -195,9 +218,12 @@ class Connection:
 
     def _publish(self, message: Message) -> bool:
         properties = None
-        if self.is_mqtt5 and message.expiry_s is not None:
+        if self.is_mqtt5 and (message.expiry_s is not None or message.correlation is not None):
             properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
-            properties.MessageExpiryInterval = message.expiry_s
+            if message.expiry_s is not None:
+                properties.MessageExpiryInterval = message.expiry_s
+            if message.correlation is not None:
+                properties.CorrelationData = message.correlation
         sent_at = time.monotonic()
         try:
             info = self._client.publish(message.topic, message.payload, message.qos, message.retain, properties)

@@ -1,14 +1,14 @@
-"""Ending a station as a program should: on SIGTERM and Ctrl-C, between two parts."""
+"""A station as a program: it ends on SIGTERM and Ctrl-C, between two parts, and reads its file again on SIGHUP."""
 
 from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-__all__ = ["stop_on_signals"]
+__all__ = ["call_on_hangup", "stop_on_signals"]
 
 
 @contextmanager
@@ -33,3 +33,17 @@ def stop_on_signals() -> Iterator[threading.Event]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def call_on_hangup(reload: Callable[[], None]) -> Iterator[None]:
+    """SIGHUP calls `reload`, on a thread: the handler runs in the middle of whatever the main thread does."""
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        threading.Thread(target=reload, name="reload", daemon=True).start()
+
+    previous = signal.signal(signal.SIGHUP, on_signal)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, previous)

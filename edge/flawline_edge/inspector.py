@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flawline_edge.engine_upgrade import EngineUpgrade
+from flawline_edge.trigger import Terms
 from flawline_engines import Engine, open_engine
 from flawline_engines.build import build_in_child
 from flawline_engines.engine import FirstThatWorks
@@ -45,13 +46,15 @@ class Judgement:
     placement: Placement
     fit_ms: float
     infer_ms: float
+    decide_ms: float = 0.0
 
 
 class Inspector:
     """A context manager; on entering, the engine is opened, warmed up and tested with the golden pictures.
 
     With engine `auto`, a GPU whose plan is not compiled yet takes over between two parts when it is; `on_switch` is
-    then called by the thread that judges. Plans are kept below `state_dir`.
+    then called by the thread that judges. Plans are kept below `state_dir`. `public_key` is whose signature the bundle
+    must have; None asks for none.
     """
 
     def __init__(
@@ -60,12 +63,13 @@ class Inspector:
         recipe: RecipeConfig,
         engine: EngineConfig,
         *,
+        public_key: Path | None,
         roi: Roi | None = None,
         state_dir: Path | None = None,
         on_switch: Callable[[], None] = lambda: None,
     ) -> None:
         self.number = number
-        self.bundle = Bundle.open(recipe.bundle)
+        self.bundle = Bundle.open(recipe.bundle, public_key=public_key)
         self.rule = DecisionRule(recipe.threshold or self.bundle.threshold, recipe.review_band)
         self._roi, self._state_dir, self._on_switch = roi, state_dir, on_switch
         self._opening = open_engine(
@@ -81,6 +85,11 @@ class Inspector:
         self._engine: Engine | None = None
         self._upgrade: EngineUpgrade | None = None
         self._is_seen = False
+
+    @property
+    def terms(self) -> Terms:
+        """What a part is judged by here."""
+        return Terms(self.number, self.bundle.model_id, self.rule.threshold)
 
     @property
     def engine_kind(self) -> str:
@@ -127,6 +136,7 @@ class Inspector:
         inference = self._engine.infer(frame[None])
         inferred = time.perf_counter()
         decision = self.rule.decide(inference.scores[0], inference.heatmaps[0])
+        decided = time.perf_counter()
         return Judgement(
             decision,
             inference.heatmaps[0],
@@ -134,6 +144,7 @@ class Inspector:
             placement,
             fit_ms=1e3 * (fitted - begin),
             infer_ms=1e3 * (inferred - fitted),
+            decide_ms=1e3 * (decided - inferred),
         )
 
     def _switch(self) -> None:

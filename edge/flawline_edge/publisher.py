@@ -14,7 +14,7 @@ import math
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -25,7 +25,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 from flawline_edge.connection import GOODBYE_S, Access, Connection, tls_context
 from flawline_edge.history import History
 from flawline_edge.journal import Journal, JournalError
-from flawline_edge.messages import Alarm, Key, Message, Messages, StationState, says_offline
+from flawline_edge.messages import Alarm, Command, Key, Message, Messages, Reply, StationState, says_offline
 from flawline_inspect.verdict import Verdict
 
 if TYPE_CHECKING:
@@ -61,8 +61,9 @@ class Publisher:
 
     No method raises because of the broker; all may be called by any thread. `password` and `key_password` come from
     the environment, not from the configuration. `deadline_s` is how long a live verdict is worth anything.
-    `on_command(name, payload, retained)` is called on paho's thread and must return quickly; without it commands are not
-    subscribed to. Raises `BrokerError` when the TLS files cannot be used.
+    `on_command` is called on paho's thread and must return quickly; without it commands
+    are not subscribed to. `cameras` are the names that are levels of topics, see `Messages`. Raises `BrokerError`
+    when the TLS files cannot be used.
     """
 
     def __init__(
@@ -75,9 +76,10 @@ class Publisher:
         state: StationState,
         journal: Journal | None,
         deadline_s: float,
-        on_command: Callable[[str, bytes, bool], None] | None = None,
+        on_command: Callable[[Command], None] | None = None,
         password: str | None = None,
         key_password: str | None = None,
+        cameras: Sequence[str] = (),
     ) -> None:
         self.counters = Counters()
         self.last_error = ""
@@ -87,7 +89,9 @@ class Publisher:
         tls = tls_context(mqtt.tls, key_password) if mqtt.tls is not None else None
         self._access = Access(host, port, client_id, mqtt.username, password, tls)
         self._broker = f"{host}:{port}"
-        self._messages = Messages(mqtt.root, max(1, math.ceil(deadline_s)), scalar_topics=mqtt.scalar_topics)
+        self._messages = Messages(
+            mqtt.root, max(1, math.ceil(deadline_s)), scalar_topics=mqtt.scalar_topics, cameras=cameras
+        )
         self._journal = journal
         self._on_command = on_command
         # Held while sending: what is remembered of state and alarms and what was sent last agree.
@@ -149,20 +153,22 @@ class Publisher:
             self._state = state
             self._send(self._messages.state(state))
 
-    def publish_verdict(self, verdict: Verdict, *, until: float | None = None) -> bool:
+    def publish_verdict(self, verdict: Verdict, *, until: float | None = None, camera: str = "") -> bool:
         """Send a verdict live, at most once. `until` (monotonic, s): how long to wait for a broker that is behind.
 
         Returns False when it was not sent: no connection, or one whose broker is behind. It is then routed to history
         in the journal, as it is when the connection is lost before the acknowledgement.
         """
-        if self._send(*self._messages.verdict(verdict), limited=True, until=until):
+        if self._send(*self._messages.verdict(verdict, camera), limited=True, until=until):
             return True
         self._not_delivered([(verdict.boot, verdict.seq)])
         return False
 
-    def acknowledge(self, name: str, payload: dict[str, object]) -> None:
-        """Answer a command on ROOT/ack/`name`. Without a connection it is lost: nobody asked, then."""
-        self._send(self._messages.acknowledgement(name, payload))
+    def acknowledge(
+        self, name: str, payload: dict[str, object], *, camera: str = "", reply: Reply | None = None
+    ) -> None:
+        """Answer a command, on ROOT/ack/`name` or where it asks for it. Without a connection it is lost: nobody asked."""
+        self._send(self._messages.acknowledgement(name, payload, camera, reply))
 
     def alarm(self, name: str, active: bool, text: str = "") -> None:
         """Raise or clear an alarm, retained; one that has not changed is not sent again.
@@ -215,7 +221,7 @@ class Publisher:
                 self.last_error = ""
         topics = [self._messages.state_topic]
         if self._on_command is not None:
-            topics.insert(0, self._messages.command_topics)
+            topics = [*self._messages.command_topics, *topics]
         connection.subscribe(topics)
         if not connection.is_mqtt5:
             self.no_subscriber = None
@@ -252,18 +258,17 @@ class Publisher:
                 if self._state.state != "offline" and says_offline(payload):
                     self._send(self._messages.state(self._state))
             return
-        name = self._messages.command_name(topic)
-        if self._on_command is None or not name or not payload:
+        command = self._messages.command(topic, payload, retained=bool(message.retain), reply=_reply(message))
+        if self._on_command is None or command is None or not payload:
             return
-        if message.retain:
-            connection.report_once(f"{topic}: a retained command was refused; publish commands without the retain flag")
-            self._on_command(name, payload, True)
-        elif len(payload) > COMMAND_LIMIT_BYTES:
+        if len(payload) > COMMAND_LIMIT_BYTES:
             connection.report_once(
                 f"{topic}: a command of {len(payload)} bytes was dropped, limit {COMMAND_LIMIT_BYTES}"
             )
-        else:
-            self._on_command(name, payload, False)
+            return
+        if message.retain:
+            connection.report_once(f"{topic}: a retained command was refused; publish commands without the retain flag")
+        self._on_command(command)
 
     def ended(self, connection: Connection, unacknowledged: list[Message]) -> None:
         self._not_delivered([m.key for m in unacknowledged if m.key is not None and not m.history])
@@ -329,6 +334,12 @@ class Publisher:
         if not quietly and problem not in self._reported:
             self._reported.add(problem)
             _log.warning("%s; trying again", self.last_error)
+
+
+def _reply(message: MQTTMessage) -> Reply | None:
+    """Where an MQTT 5 client wants its answer; anything else says nothing of it."""
+    topic = getattr(message.properties, "ResponseTopic", None)
+    return None if not topic else Reply(str(topic), getattr(message.properties, "CorrelationData", None))
 
 
 def _backoff_s(failures: int) -> float:

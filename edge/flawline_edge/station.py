@@ -1,11 +1,10 @@
-"""The station: one part after the other from trigger to verdict.
+"""The station: what its cameras share, and the life of the whole.
 
     trigger → camera → fit to frame → engine → decision → journal → MQTT
                                                             └→ observers (console, pictures of rejects)
 
-The inspection runs on the thread that calls `run`. Beside it: a reader for a live camera, the journal's writer, the
-publisher's threads and the deadline clock. This module starts and ends them and says where parts come from; what
-happens to a part is `verdict_path`'s.
+Each camera has a lane with a thread of its own (`lane`); what happens to a part is `verdict_path`'s. Here is what there is
+once: the boot, the journal, the publisher, the alarms, the commands, and the state that the PLC sees.
 """
 
 from __future__ import annotations
@@ -14,78 +13,121 @@ import fcntl
 import logging
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from pydantic import SecretStr
 
-from flawline_edge.cameras import Camera, CameraFrame, FrameWindow, NewestFrame, PictureLost, open_camera
+from flawline_edge.cameras import Camera, NewestFrame, open_camera
 from flawline_edge.capture import CapturedCamera
-from flawline_edge.commands import TriggerCommands
-from flawline_edge.inspector import Inspector
+from flawline_edge.changes import Changes
+from flawline_edge.commands import Commands
 from flawline_edge.journal import JOURNAL_FILE, Bounds, Journal, JournalError, next_boot
+from flawline_edge.lane import Lane
+from flawline_edge.messages import Command
+from flawline_edge.metrics import CameraFigures, Figures
+from flawline_edge.operations import Operations
 from flawline_edge.publisher import Publisher, StationState
-from flawline_edge.trigger import Trigger
+from flawline_edge.recipes import Recipes
+from flawline_edge.supervision import Supervisor
 from flawline_edge.verdict_path import Alarms, Counts, Inspection, Observer, VerdictPath
-from flawline_inspect.config import EMBEDDED_BROKER, Config, mqtt_key_password, mqtt_password
-from flawline_inspect.decision import Decision
+from flawline_inspect.config import EMBEDDED_BROKER, CameraConfig, Config, mqtt_key_password, mqtt_password
 from flawline_inspect.errors import EXIT_DONE, EXIT_FAILURE, CameraError, ConfigError, EngineError, FlawlineError
-from flawline_inspect.verdict import Reason
+from flawline_inspect.overrides import load_overrides
 
 __all__ = ["Counts", "Inspection", "Observer", "Station"]
 
 _log = logging.getLogger(__name__)
 
-POLL_S = 0.1
-"""How long the loop waits for a frame or trigger before it looks whether it should stop."""
 CONNECT_WAIT_S = 5.0
 """How long a start waits for the broker: verdicts made before it is there would only go to history."""
 DRAIN_S = 10.0
-RATE_SLACK = 0.25
-"""A frame may come this share of the shortest interval early: a camera's clock is not ours, and its frames tremble."""
 _ALARMS = ("camera", "engine", "health", "journal")
+_BEST_FIRST = ("ready", "paused", "starting", "fault", "over")
+"""A station is in the best state that any of its cameras is in."""
 
 
 class Station:
-    """Building it reads and verifies the bundle and touches nothing else; `run` does the rest, once.
+    """Building it reads and verifies the bundles and touches nothing else; `run` does the rest, once.
 
-    `camera` stands in for the configured one, and is read in this process. `observers` are told of each verdict after it was published.
+    `camera` stands in for the configured one, `cameras` for those that it names, and is read in this process. `observers`
+    are told of each verdict after it was published. `reread` reads the configuration anew for `reload`.
     """
 
-    def __init__(self, config: Config, *, observers: Sequence[Observer] = (), camera: Camera | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        *,
+        observers: Sequence[Observer] = (),
+        camera: Camera | None = None,
+        cameras: Mapping[str, Camera] | None = None,
+        reread: Callable[[], Config] | None = None,
+    ) -> None:
         self.config = config
-        self.counts = Counts([0, 0, 0, 0])
+        self.lanes: tuple[Lane, ...] = ()
+        """One for each camera, in the configuration's order; none before `run`."""
+        self._counts = Counts([0, 0, 0, 0])
         self._observers = tuple(observers)
-        self._stand_in = camera
-        self._camera = camera or open_camera(config.cameras[0].source)
-        self._inspector = Inspector(
-            config.recipe,
-            config.recipes[config.recipe],
-            config.engine,
-            roi=config.cameras[0].roi,
-            state_dir=config.state_dir,
-            on_switch=self._on_switch,
-        )
-        self._state = StationState("starting", "", config.recipe, self._inspector.bundle.model_id, "", "", "")
-        self._commands: TriggerCommands | None = None
+        self._reread = reread
+        given = {config.cameras[0].name: camera} if camera is not None else dict(cameras or {})
+        self._sources = [_source(each, given.get(each.name)) for each in config.cameras]
+        self._recipes = Recipes(config, load_overrides(config.state_dir))
+        self._inspectors = [self._recipes.inspector_at_start(each, self._show) for each in config.cameras]
+        first = self._inspectors[0]
+        self._state = StationState("starting", "", first.number, first.bundle.model_id, "", "", "")
+        self._showing = threading.Lock()
+        self._is_serving = False
+        self._commands: Commands | None = None
+        self._supervisor: Supervisor | None = None
+        self._journal: Journal | None = None
+        self._operations = Operations(config, self._figures)
 
-    # --- life ----------------------------------------------------------------------------------------------------
+    # --- for those who look on -------------------------------------------------------------------------------------
+
+    @property
+    def counts(self) -> Counts:
+        """As they are now."""
+        return replace(self._counts, dropped=sum(lane.dropped for lane in self.lanes))
+
+    @property
+    def state(self) -> StationState:
+        """What ROOT/state says."""
+        return self._state
+
+    @property
+    def restarts(self) -> int:
+        """How often a lane that had died was started again."""
+        return self._supervisor.restarts if self._supervisor is not None else 0
+
+    def reload(self) -> None:
+        """Read the configuration anew, in the background; what came of it is logged."""
+        if self._commands is None:
+            _log.warning("reload is refused: the station has not been started")
+        else:
+            self._commands.reload()
+
+    # --- life ------------------------------------------------------------------------------------------------------
 
     def run(self, stop: threading.Event) -> int:
-        """Serve until `stop` is set or a finite source ends.
+        """Serve until `stop` is set or every finite source has ended.
 
-        Returns the exit code: 0, or 1 when a verdict was not acknowledged by the broker. Raises what cannot be served
-        on: a camera that is not there, an engine that fails its self-test, a state directory in use.
+        Returns the exit code: 0, or 1 when a verdict was not acknowledged by the broker or a lane could not be kept
+        alive. Raises what cannot be served on: a camera that is not there, an engine that fails its self-test, a state
+        directory in use.
         """
         config = self.config
         with ExitStack() as stack:
             stack.enter_context(_locked(config.state_dir))
+            stack.enter_context(self._operations)
             boot = next_boot(config.state_dir)
             self._state = replace(self._state, boot=boot)
+            self._operations.state_changed(self._state)
             host, port = self._broker(stack)
-            journal = stack.enter_context(Journal(config.state_dir / JOURNAL_FILE, Bounds.of(config.journal)))
+            journal = self._journal = stack.enter_context(
+                Journal(config.state_dir / JOURNAL_FILE, Bounds.of(config.journal))
+            )
             if restarted := journal.recover(boot):
                 _log.warning("%d parts had no verdict when the station last ended; `restart` on history", restarted)
             self._publisher = Publisher(
@@ -96,40 +138,24 @@ class Station:
                 state=self._state,
                 journal=journal,
                 deadline_s=config.deadline_ms / 1e3,
-                on_command=self._on_command if config.trigger.kind == "mqtt" else None,
+                on_command=self._on_command if config.commands else None,
                 password=_revealed(mqtt_password()),
                 key_password=_revealed(mqtt_key_password()),
+                cameras=[camera.name for camera in config.cameras] if config.has_several_cameras else (),
             )
-            self._alarms = Alarms(self._publisher, _ALARMS)
-            path = VerdictPath(
-                boot=boot,
-                inspector=self._inspector,
-                journal=journal,
-                publisher=self._publisher,
-                alarms=self._alarms,
-                deadline_s=config.deadline_ms / 1e3,
-                journal_required=config.journal.policy == "required",
-                counts=self.counts,
-                observers=self._observers,
-            )
-            commands = self._commands = TriggerCommands(
-                path,
-                acknowledge=self._publisher.acknowledge,
-                status=self._status,
-                journal_required=config.journal.policy == "required",
-            )
+            path = self._build(boot, journal)
             self._publisher.start()
             try:
                 with path:
-                    try:
-                        self._serve(path, commands, stop)
-                    finally:
-                        commands.close()
+                    is_well = self._serve(stop)
             except BaseException as exc:
                 self._set_state("fault", reason=_state_reason(exc))
                 self._publisher.stop(timeout_s=1.0)
                 raise
-            self._set_state("stopped")
+            if is_well:
+                self._set_state("stopped")
+            else:
+                self._set_state("fault", reason="error")
             if journal.undelivered():
                 _log.info("waiting up to %.0f s for the broker to acknowledge what is left", DRAIN_S)
             everything_sent = self._publisher.stop(timeout_s=DRAIN_S)
@@ -140,7 +166,7 @@ class Station:
                 undelivered,
             )
             return EXIT_FAILURE
-        return EXIT_DONE
+        return EXIT_DONE if is_well else EXIT_FAILURE
 
     def _broker(self, stack: ExitStack) -> tuple[str, int]:
         mqtt = self.config.mqtt
@@ -152,31 +178,67 @@ class Station:
         _log.info("embedded broker on 127.0.0.1:%d, for demonstration only", broker.port)
         return "127.0.0.1", broker.port
 
-    def _serve(self, path: VerdictPath, commands: TriggerCommands, stop: threading.Event) -> None:
-        with ExitStack() as stack:
-            newest = stack.enter_context(self._frames()) if self._camera.live else None
-            if newest is None:
-                stack.enter_context(self._camera)
-            stack.enter_context(self._inspector)
-            self._state = replace(self._state, engine=self._inspector.engine_kind, precision=self._inspector.precision)
-            self._wait_for_broker(stop)
-            self._set_state("ready")
-            if self.config.trigger.kind == "mqtt":
-                if newest is not None:
-                    # Its frame may come while an earlier trigger's is inspected.
-                    expect = newest.expect
-                    commands.open(on_accepted=lambda trigger: expect(self._after(trigger)))
-                    self._answer_with_newest(newest, path, commands, stop)
-                else:
-                    commands.open()
-                    self._answer_with_each(path, commands, stop)
-            elif newest is not None:
-                self._inspect_newest(newest, path, stop)
-            else:
-                self._inspect_each(path, stop)
+    def _build(self, boot: str, journal: Journal) -> VerdictPath:
+        """The path, the lanes and the commands. Touches nothing."""
+        config = self.config
+        alarms = Alarms(self._publisher, _ALARMS, has_several_cameras=config.has_several_cameras)
+        path = VerdictPath(
+            boot=boot,
+            journal=journal,
+            publisher=self._publisher,
+            alarms=alarms,
+            deadline_s=config.deadline_ms / 1e3,
+            journal_required=config.journal.policy == "required",
+            counts=self._counts,
+            observers=(*self._observers, self._operations.metrics),
+            with_cameras=config.has_several_cameras,
+        )
+        self.lanes = tuple(
+            Lane(
+                camera,
+                source,
+                config.trigger_of(camera),
+                inspector,
+                path=path,
+                alarms=alarms,
+                on_change=self._show,
+                progress=self._operations.progress,
+                frames=frames,
+            )
+            for camera, (source, frames), inspector in zip(config.cameras, self._sources, self._inspectors, strict=True)
+        )
+        self._commands = Commands(
+            {lane.name if config.has_several_cameras else "": lane for lane in self.lanes},
+            Changes(
+                self._recipes,
+                self.lanes,
+                on_switch=self._show,
+                reread=self._reread,
+                reloading=self._operations.reloading,
+            ),
+            journal,
+            enabled=config.commands,
+            acknowledge=self._publisher.acknowledge,
+            status=self._status,
+            journal_required=config.journal.policy == "required",
+        )
+        return path
 
-    def _frames(self) -> NewestFrame | CapturedCamera:
-        return NewestFrame(self._stand_in) if self._stand_in else CapturedCamera.of(self.config.cameras[0])
+    def _serve(self, stop: threading.Event) -> bool:
+        """Returns whether it ended well."""
+        assert self._commands is not None
+        self._supervisor = supervisor = Supervisor(self.lanes, stop)
+        with supervisor, self._commands as commands:
+            supervisor.open()
+            self._wait_for_broker(stop)
+            self._is_serving = True
+            commands.open()  # before anybody is told `ready`
+            supervisor.begin()
+            try:
+                return supervisor.watch() and not supervisor.left_out
+            finally:
+                commands.close()
+                self._is_serving = False
 
     def _wait_for_broker(self, stop: threading.Event) -> None:
         until = time.monotonic() + CONNECT_WAIT_S
@@ -186,133 +248,90 @@ class Station:
             reason = self._publisher.last_error
             _log.warning("no broker yet (%s); inspecting all the same, verdicts go to history", reason)
 
+    def _figures(self) -> Figures | None:
+        """For the metrics, on their reader's thread."""
+        journal = self._journal
+        if journal is None or not self.lanes:
+            return None
+        now = time.monotonic()
+        try:
+            undelivered = journal.undelivered()
+        except JournalError:
+            undelivered = None
+        return Figures(
+            state=self._state,
+            cameras=tuple(
+                CameraFigures(lane.name, lane.waiting, lane.dropped, lane.camera_losses, now - lane.progress)
+                for lane in self.lanes
+            ),
+            lane_restarts=self.restarts,
+            unjournaled=self._counts.unjournaled,
+            connected=self._publisher.connected,
+            broker=self._publisher.counters,
+            undelivered=undelivered,
+            no_subscriber=self._publisher.no_subscriber,
+        )
+
+    # --- what the PLC sees -----------------------------------------------------------------------------------------
+
+    def _show(self) -> None:
+        """State, recipe and engine as the lanes have them now, if that is new; by whichever thread changed it."""
+        if not self._is_serving:
+            return
+        with self._showing:
+            # One camera that fails does not stop the line at the others: its own triggers get Undefined all the while.
+            state, reason = min((lane.state for lane in self.lanes), key=lambda each: _BEST_FIRST.index(each[0]))
+            if state in ("starting", "over"):
+                return  # the station is about to end, and says so itself
+            first = self.lanes[0]
+            self._publish(
+                replace(
+                    self._state,
+                    state=state,
+                    reason=reason,
+                    recipe=first.terms.recipe,
+                    model=first.terms.model,
+                    engine=first.inspector.engine_kind or self._state.engine,
+                    precision=first.inspector.precision or self._state.precision,
+                )
+            )
+
     def _set_state(self, state: str, reason: str = "") -> None:
-        if (state, reason) != (self._state.state, self._state.reason):
-            _log.info("%s: %s%s", self.config.station, state, f" ({reason})" if reason else "")
-        self._state = replace(self._state, state=state, reason=reason)
-        self._publisher.set_state(self._state)
+        with self._showing:
+            self._publish(replace(self._state, state=state, reason=reason))
 
-    def _on_switch(self) -> None:
-        """Another engine serves from the next part on."""
-        self._state = replace(self._state, engine=self._inspector.engine_kind, precision=self._inspector.precision)
-        self._publisher.set_state(self._state)
+    def _publish(self, state: StationState) -> None:
+        before, self._state = self._state, state
+        if state == before:
+            return
+        if (state.state, state.reason) != (before.state, before.reason):
+            _log.info("%s: %s%s", self.config.station, state.state, f" ({state.reason})" if state.reason else "")
+        self._publisher.set_state(state)
+        self._operations.state_changed(state)
 
-    def _on_command(self, name: str, payload: bytes, retained: bool) -> None:
+    def _on_command(self, command: Command) -> None:
         assert self._commands is not None
-        self._commands.on_command(name, payload, retained)
+        self._commands.on_command(command)
 
-    def _status(self) -> dict[str, object]:
-        """What every acknowledgement says of the station."""
+    def _status(self, lane: Lane | None) -> dict[str, object]:
+        """What every acknowledgement says: of the camera that was asked, or of the station and its first camera."""
+        state = self._state.state
+        if lane is not None and self._is_serving:
+            state = lane.state[0].replace("over", "stopped")
+        terms = (lane or self.lanes[0]).terms
         return {
-            "state": self._state.state,
-            "recipe": self._state.recipe,
-            "model": self._state.model,
-            "threshold": round(self._inspector.rule.threshold, 4),
+            "state": state,
+            "recipe": terms.recipe,
+            "model": terms.model,
+            "threshold": round(terms.threshold, 4),
         }
 
-    # --- where parts come from -------------------------------------------------------------------------------------
 
-    def _inspect_newest(self, newest: FrameWindow, path: VerdictPath, stop: threading.Event) -> None:
-        """Free-running, live camera: the newest frame is a part; older ones are dropped and counted."""
-        shortest_s = 1 / self.config.trigger.max_rate
-        ready = due = time.monotonic()
-        too_early = 0
-        while not stop.is_set() and not newest.ended:
-            frame = newest.get(POLL_S)
-            self._note_camera(newest.error)
-            if frame is None or frame.arrived_monotonic < ready:
-                continue  # what passed during the start was not inspected, and says nothing about now
-            earliest = due - RATE_SLACK * shortest_s
-            if frame.arrived_monotonic < earliest:
-                too_early += 1
-            else:
-                due = max(due, frame.arrived_monotonic - RATE_SLACK * shortest_s) + shortest_s
-                self._inspect_free(path, frame)
-            self.counts.dropped = newest.dropped + too_early
-
-    def _inspect_each(self, path: VerdictPath, stop: threading.Event) -> None:
-        """Free-running folder or video: picture by picture, paced, none dropped."""
-        interval_s = max(self._camera.interval_s, 1 / self.config.trigger.max_rate)
-        due = time.monotonic()
-        for picture in _each(self._camera):
-            if stop.wait(max(0.0, due - time.monotonic())):
-                return
-            due = max(due + interval_s, time.monotonic())
-            if isinstance(picture, PictureLost):
-                _log.warning("%s", picture)
-                trigger, _ = path.accept(picture.part)
-                path.settle(trigger, Decision.undefined(Reason.CAMERA))
-            else:
-                # The deadline runs from here, not from the reading ahead.
-                self._inspect_free(path, replace(picture, arrived_monotonic=time.monotonic()))
-
-    def _inspect_free(self, path: VerdictPath, frame: CameraFrame) -> None:
-        trigger, _ = path.accept(frame.part, started=frame.arrived_monotonic)
-        path.inspect(trigger, frame)
-
-    def _answer_with_newest(
-        self, newest: FrameWindow, path: VerdictPath, commands: TriggerCommands, stop: threading.Event
-    ) -> None:
-        """Triggers from MQTT, live camera: the answer is the first frame that began after the trigger."""
-        while not stop.is_set() and not newest.ended:
-            self._note_camera(newest.error)
-            trigger = commands.next(timeout_s=POLL_S)
-            if trigger is None:
-                continue
-            frame = self._frame_after(trigger, newest, stop)
-            if frame is None:
-                path.settle(trigger, Decision.undefined(Reason.STOPPED if stop.is_set() else Reason.CAMERA))
-            else:
-                trigger.part = trigger.part or frame.part
-                path.inspect(trigger, frame)
-
-    def _frame_after(self, trigger: Trigger, newest: FrameWindow, stop: threading.Event) -> CameraFrame | None:
-        after = self._after(trigger)
-        while not stop.is_set() and not newest.ended and newest.error is None and not trigger.claimed:
-            frame = newest.get_after(after, POLL_S)
-            if frame is not None:
-                return frame
-        newest.forget(after)
-        return None
-
-    def _after(self, trigger: Trigger) -> float:
-        """When the capture of a trigger's frame may begin, on the monotonic clock."""
-        return trigger.started + self.config.trigger.delay_ms / 1e3
-
-    def _answer_with_each(self, path: VerdictPath, commands: TriggerCommands, stop: threading.Event) -> None:
-        """Triggers from MQTT, folder or video: one picture a trigger, until there are no more."""
-        for picture in _each(self._camera):
-            trigger = commands.next(timeout_s=POLL_S)
-            while trigger is None:
-                if stop.is_set():
-                    return
-                trigger = commands.next(timeout_s=POLL_S)
-            trigger.part = trigger.part or picture.part
-            if isinstance(picture, PictureLost):
-                _log.warning("%s", picture)
-                path.settle(trigger, Decision.undefined(Reason.CAMERA))
-            else:
-                path.inspect(trigger, picture)
-            if stop.is_set():
-                return
-
-    def _note_camera(self, error: CameraError | None) -> None:
-        """A lost camera shows as alarm and state, once when it goes and once when it is back."""
-        if self._alarms.set("camera", str(error) if error is not None else ""):
-            self._set_state("fault" if error is not None else "ready", reason="camera" if error is not None else "")
-
-
-def _each(camera: Camera) -> Iterator[CameraFrame | PictureLost]:
-    """The pictures of a camera that loses none; one that cannot be read comes as its error."""
-    while True:
-        try:
-            frame = camera.read()
-        except PictureLost as lost:
-            yield lost
-        else:
-            if frame is None:
-                return
-            yield frame
+def _source(camera: CameraConfig, stand_in: Camera | None) -> tuple[Camera, Callable[[], NewestFrame | CapturedCamera]]:
+    """A camera for its pictures one by one, and what captures it if it is live: a process, or a thread for a stand-in."""
+    if stand_in is not None:
+        return stand_in, lambda: NewestFrame(stand_in)
+    return open_camera(camera.source), lambda: CapturedCamera.of(camera)
 
 
 @contextmanager

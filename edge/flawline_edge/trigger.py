@@ -1,28 +1,53 @@
 """A trigger, its one slot, and the clock that closes it.
 
-Each accepted trigger has one slot, and whoever claims it first publishes: the inspection with its verdict, or the deadline
-clock with Undefined `deadline`. That is the whole of "exactly one verdict": nobody publishes without a claim.
+Each accepted trigger has one slot, and whoever takes it publishes the trigger's verdict. That is the whole of "exactly
+one verdict": nobody publishes without the slot, and the slot is taken once.
+
+    open ──decide──> decided    the inspection, before the deadline
+     ├────expire──> expired     the deadline clock, from the deadline on: Undefined `deadline`
+     └────refuse──> refused     whoever cannot serve it: Undefined `overrun`, `paused`, `stopped` ...
 """
 
 from __future__ import annotations
 
+import heapq
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from enum import Enum
+from typing import NamedTuple
 
-__all__ = ["DeadlineClock", "Trigger"]
+__all__ = ["DeadlineClock", "Slot", "Terms", "Trigger"]
 
 _log = logging.getLogger(__name__)
+
+
+class Slot(Enum):
+    OPEN = "open"
+    DECIDED = "decided"
+    EXPIRED = "expired"
+    REFUSED = "refused"
+
+
+class Terms(NamedTuple):
+    """What a part is judged by, fixed when its trigger is accepted."""
+
+    recipe: int
+    model: str
+    threshold: float
+
+
+_NO_TERMS = Terms(0, "", 0.0)
 
 
 @dataclass(eq=False, slots=True)
 class Trigger:
     """An accepted trigger. `accepted` is wall clock (s since the epoch); `started` and `deadline` are monotonic (s).
 
-    `started` is the acceptance for a trigger that was sent, and the capture for a free-running frame.
+    `started` is the acceptance for a trigger that was sent, and the capture for a frame that is one by itself. Times
+    given to the methods are monotonic, too.
     """
 
     seq: int
@@ -31,34 +56,53 @@ class Trigger:
     accepted: float
     started: float
     deadline: float
+    terms: Terms = _NO_TERMS
+    camera: str = ""
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
-    _claimed: bool = False
+    _slot: Slot = Slot.OPEN
 
-    def claim(self) -> bool:
-        """True exactly once, for the caller who may publish this trigger's verdict."""
-        with self._lock:
-            if self._claimed:
-                return False
-            self._claimed = True
-            return True
+    def decide(self, now: float) -> bool:
+        """Whether the caller, who has a decision, may publish it: the slot is open and the deadline not over."""
+        return now < self.deadline and self._take(Slot.DECIDED)
+
+    def expire(self, now: float) -> bool:
+        """Whether the caller has to publish that the deadline is over."""
+        return now >= self.deadline and self._take(Slot.EXPIRED)
+
+    def refuse(self) -> bool:
+        """Whether the caller has to publish why the trigger is not served."""
+        return self._take(Slot.REFUSED)
 
     @property
-    def claimed(self) -> bool:
+    def slot(self) -> Slot:
         with self._lock:
-            return self._claimed
+            return self._slot
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the trigger still waits for its verdict."""
+        return self.slot is Slot.OPEN
+
+    def _take(self, slot: Slot) -> bool:
+        with self._lock:
+            if self._slot is not Slot.OPEN:
+                return False
+            self._slot = slot
+            return True
 
 
 class DeadlineClock:
-    """Calls `on_deadline(trigger)` for each trigger that it could claim at its deadline.
+    """Calls `on_deadline(trigger)` for each trigger whose slot was still open at its deadline.
 
-    A context manager around one thread. Triggers are watched in order of acceptance; all have the same time, so
-    their deadlines come in that order too.
+    A context manager around one thread. Triggers may be watched in any order: a frame's time begins with its capture,
+    so that it may have less of it left than a trigger that was accepted before it.
     """
 
     def __init__(self, on_deadline: Callable[[Trigger], None]) -> None:
         self._on_deadline = on_deadline
         self._changed = threading.Condition()
-        self._watched: deque[Trigger] = deque()
+        self._watched: list[tuple[float, int, Trigger]] = []  # a heap; the number keeps triggers from being compared
+        self._number = 0
         self._stopped = False
         self._thread = threading.Thread(target=self._run, name="deadline", daemon=True)
 
@@ -74,26 +118,27 @@ class DeadlineClock:
 
     def watch(self, trigger: Trigger) -> None:
         with self._changed:
-            self._watched.append(trigger)
-            if len(self._watched) == 1:
+            self._number += 1
+            heapq.heappush(self._watched, (trigger.deadline, self._number, trigger))
+            if self._watched[0][2] is trigger:
                 self._changed.notify()
 
     def _run(self) -> None:
         while True:
             with self._changed:
-                while self._watched and self._watched[0].claimed:
-                    self._watched.popleft()
+                while self._watched and not self._watched[0][2].is_open:
+                    heapq.heappop(self._watched)
                 if self._stopped:
                     return
                 if not self._watched:
                     self._changed.wait()
                     continue
-                wait_s = self._watched[0].deadline - time.monotonic()
+                wait_s = self._watched[0][0] - time.monotonic()
                 if wait_s > 0:
                     self._changed.wait(wait_s)
                     continue
-                due = self._watched.popleft()
-            if due.claim():
+                due = heapq.heappop(self._watched)[2]
+            if due.expire(time.monotonic()):
                 try:
                     self._on_deadline(due)
                 except Exception:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
 import sys
 import tempfile
@@ -20,6 +21,7 @@ from flawline_engines.tensorrt import BuildProgress, BuildSettings, ModuleName, 
 from flawline_engines.tensorrt_runner import TensorRtEngine
 from flawline_inspect.bundle import Bundle
 from flawline_inspect.errors import EngineError
+from flawline_inspect.signature import KEY_VARIABLE
 
 __all__ = ["Built", "build_in_child", "build_plan", "open_tensorrt"]
 
@@ -127,8 +129,12 @@ def build_in_child(
     assert kind in ("tensorrt", "tensorrt_rtx"), kind
     command = [sys.executable, "-m", "flawline_inspect.cli", "build", bundle.source, "--engine", kind]
     command += ["--precision", precision, "--state-dir", str(state_dir), "--niceness", "10"]
+    # The child reads the file again, and may not be told less about whose signature it must have.
+    asked = {KEY_VARIABLE: str(bundle.public_key)} if bundle.public_key is not None else {}
     with tempfile.TemporaryFile() as said:  # not a pipe, which a talkative builder could fill
-        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=said, stderr=said)
+        child = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=said, stderr=said, env={**os.environ, **asked}
+        )
         try:
             while child.poll() is None and not stop.wait(_POLL_S):
                 pass

@@ -3,7 +3,8 @@
 A zip of `manifest.json`, the graph (`model.onnx`), the weights to retrain from (`weights.safetensors`), golden pictures and
 the training report (`report.html`), a page that runs nothing.
 The manifest holds the SHA-256 of every other member, so whoever knows the manifest's hash knows the whole bundle; the
-first 8 hex digits of it are part of the model's id. No member is ever unpickled, and none is unpacked to disk.
+first 8 hex digits of it are part of the model's id. A signature of the manifest (`flawline_inspect.signature`) may lie
+beside it. No member is ever unpickled, and none is unpacked to disk.
 """
 
 from __future__ import annotations
@@ -30,12 +31,16 @@ from flawline_inspect.errors import BundleError
 from flawline_inspect.files import write_atomic
 from flawline_inspect.frame import FRAME_MULTIPLE, FrameSpec, Placement, Roi, fit_picture
 from flawline_inspect.health import THUMBNAIL_SIDE, Bound, Health, Measure
+from flawline_inspect.signature import SIGNATURE_BYTES, check_signature, key_from_environment
 
-__all__ = ["SCHEMA_VERSION", "Bundle", "Golden", "Manifest", "bundle_bytes", "health_of", "save_bundle"]
+__all__ = [
+    "SCHEMA_VERSION", "Bundle", "Golden", "Manifest", "bundle_bytes", "health_of", "read_bundle_file", "save_bundle",
+]  # fmt: skip
 
 SCHEMA_VERSION = 1
 SUFFIX = ".flawline"
 MANIFEST = "manifest.json"
+SIGNATURE = "manifest.sig"
 MODEL = "model.onnx"
 WEIGHTS = "weights.safetensors"
 REPORT = "report.html"
@@ -335,30 +340,27 @@ class Bundle:
     """A verified bundle, held in memory as it lies in the file.
 
     Everything is checked on opening: size, member names, the manifest's schema, the SHA-256 of each member and that
-    the graph, the references and the golden pictures it names are there. After that its content is trusted.
+    the graph, the references and the golden pictures it names are there; first of all, with a `public_key`, that it was
+    signed with the key that belongs to it. After that its content is trusted.
     """
 
-    def __init__(self, data: bytes, source: str) -> None:
+    def __init__(self, data: bytes, source: str, public_key: Path | None = None) -> None:
         self.source = source
+        self.public_key = public_key
+        """Whose signature was asked for; None where any bundle was welcome."""
         self._data = data
-        self.manifest_bytes, self.manifest = _verify(data, source)
+        self.manifest_bytes, self.manifest, self.signature = _verify(data, source, public_key)
         frame = self.manifest.frame
         self.frame = FrameSpec(frame.width, frame.height, frame.bit_depth, frame.roi, self._alignment(), frame.stretch)
         self.health = health_of(self.manifest)
 
     @classmethod
-    def open(cls, path: Path | str) -> Bundle:
-        """Read and verify a bundle. Raises `BundleError` with one sentence that names the file and the member."""
-        path = Path(path)
-        try:
-            if not path.is_file():
-                state = "is a folder" if path.is_dir() else "does not exist"
-                raise BundleError(f"{path}: the bundle {state}; give a {SUFFIX} file made by `flawline train`")
-            if path.stat().st_size > MAX_BUNDLE_BYTES:
-                raise BundleError(f"{path}: larger than {MAX_BUNDLE_BYTES >> 30} GiB, which no bundle is")
-            return cls(path.read_bytes(), str(path))
-        except OSError as exc:
-            raise BundleError(f"{path}: the bundle cannot be read ({exc.strerror or exc})") from exc
+    def open(cls, path: Path | str, *, public_key: Path | None = None) -> Bundle:
+        """Read and verify a bundle. Raises `BundleError` with one sentence that names the file and the member.
+
+        Without `public_key` the one in `FLAWLINE_PUBLIC_KEY` counts, if it is set.
+        """
+        return cls(read_bundle_file(Path(path)), str(path), public_key or key_from_environment())
 
     @property
     def model_id(self) -> str:
@@ -375,6 +377,16 @@ class Bundle:
             raise BundleError(f"{self.source}: has no member {name}; it has {', '.join(sorted(self.manifest.members))}")
         with zipfile.ZipFile(io.BytesIO(self._data)) as archive:
             return archive.read(name)
+
+    def signed(self, signature: bytes) -> bytes:
+        """The bundle's file with this signature in place of the one it has, if any; nothing else changes."""
+        out = io.BytesIO()
+        with zipfile.ZipFile(io.BytesIO(self._data)) as old, zipfile.ZipFile(out, "w") as new:
+            for info in old.infolist():
+                if info.filename != SIGNATURE:
+                    _pack(new, info.filename, old.read(info))
+            _pack(new, SIGNATURE, signature)
+        return out.getvalue()
 
     def fit(self, picture: NDArray[np.generic], roi: Roi | None = None) -> tuple[NDArray[np.uint8], Placement]:
         """`fit_picture` into this bundle's frame, of a picture that can be judged: the same for whoever judges one.
@@ -443,7 +455,20 @@ def health_of(manifest: Manifest) -> Health:
     return Health(bounds, reference, manifest.frame.roi, tuple(section.picture_whs))
 
 
-def _verify(data: bytes, source: str) -> tuple[bytes, Manifest]:
+def read_bundle_file(path: Path) -> bytes:
+    """A bundle's bytes, not verified. Raises `BundleError` for what cannot be a bundle."""
+    try:
+        if not path.is_file():
+            state = "is a folder" if path.is_dir() else "does not exist"
+            raise BundleError(f"{path}: the bundle {state}; give a {SUFFIX} file made by `flawline train`")
+        if path.stat().st_size > MAX_BUNDLE_BYTES:
+            raise BundleError(f"{path}: larger than {MAX_BUNDLE_BYTES >> 30} GiB, which no bundle is")
+        return path.read_bytes()
+    except OSError as exc:
+        raise BundleError(f"{path}: the bundle cannot be read ({exc.strerror or exc})") from exc
+
+
+def _verify(data: bytes, source: str, public_key: Path | None) -> tuple[bytes, Manifest, bytes | None]:
     try:
         archive = zipfile.ZipFile(io.BytesIO(data))
     except _DAMAGED as exc:
@@ -466,10 +491,13 @@ def _verify(data: bytes, source: str) -> tuple[bytes, Manifest]:
         if archive.getinfo(MANIFEST).file_size > MAX_MANIFEST_BYTES:
             raise BundleError(f"{source}: {MANIFEST} is larger than {MAX_MANIFEST_BYTES >> 20} MiB")
         manifest_bytes = _read(archive, MANIFEST, source)
+        signature = _signature(archive, source)
+        if public_key is not None:  # before anything in the manifest is believed
+            check_signature(manifest_bytes, signature, public_key, source)
         manifest = _parse_manifest(manifest_bytes, source)
         listed = set(manifest.members)
         for name in names:
-            if name != MANIFEST and name not in listed:
+            if name not in (MANIFEST, SIGNATURE) and name not in listed:
                 raise BundleError(f"{source}: member {name} is not in the manifest")
         for name, entry in manifest.members.items():
             if name not in names:
@@ -483,7 +511,17 @@ def _verify(data: bytes, source: str) -> tuple[bytes, Manifest]:
             needed |= {entry.member for entry in manifest.placing.references}
         for name in sorted(needed - listed):
             raise BundleError(f"{source}: member {name} is missing")
-    return manifest_bytes, manifest
+    return manifest_bytes, manifest, signature
+
+
+def _signature(archive: zipfile.ZipFile, source: str) -> bytes | None:
+    if SIGNATURE not in archive.namelist():
+        return None
+    if archive.getinfo(SIGNATURE).file_size != SIGNATURE_BYTES:
+        raise BundleError(
+            f"{source}: member {SIGNATURE} is no signature, which has {SIGNATURE_BYTES} bytes; sign it again"
+        )
+    return _read(archive, SIGNATURE, source)
 
 
 def _read(archive: zipfile.ZipFile, name: str, source: str) -> bytes:
@@ -519,12 +557,16 @@ def bundle_bytes(manifest: Mapping[str, Any], members: Mapping[str, bytes]) -> b
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w") as archive:
         for name, data in {MANIFEST: checked.model_dump_json(indent=1).encode(), **members}.items():
-            info = zipfile.ZipInfo(name, _ZIP_TIME)
-            info.external_attr = 0o644 << 16
-            # Pictures are compressed already; weights and JSON are worth it.
-            info.compress_type = zipfile.ZIP_STORED if name.endswith((".png", ".webp")) else zipfile.ZIP_DEFLATED
-            archive.writestr(info, data)
+            _pack(archive, name, data)
     return out.getvalue()
+
+
+def _pack(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
+    info = zipfile.ZipInfo(name, _ZIP_TIME)
+    info.external_attr = 0o644 << 16
+    # Pictures are compressed already; weights and JSON are worth it.
+    info.compress_type = zipfile.ZIP_STORED if name.endswith((".png", ".webp")) else zipfile.ZIP_DEFLATED
+    archive.writestr(info, data)
 
 
 def save_bundle(path: Path, manifest: Mapping[str, Any], members: Mapping[str, bytes]) -> Bundle:

@@ -1,19 +1,22 @@
-"""`flawline bundle show` and `flawline bundle verify`."""
+"""`flawline bundle show`, `verify`, `keygen` and `sign`."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from flawline_inspect.bundle import REPORT, AlignSection, Bundle, CalibrationSection
+from flawline_inspect.bundle import REPORT, AlignSection, Bundle, CalibrationSection, read_bundle_file
 from flawline_inspect.errors import InputError
 from flawline_inspect.files import write_atomic
 from flawline_inspect.health import Health, health_rows
+from flawline_inspect.signature import PASSPHRASE_VARIABLE, fingerprint, new_key_pair, public_key_from_file
+from flawline_inspect.signature import sign as signature_of
 
-__all__ = ["show", "verify"]
+__all__ = ["keygen", "show", "sign", "verify"]
 
 
 def show(bundle: Path, /, *, json: bool = False, report: Path | None = None) -> None:
@@ -70,6 +73,7 @@ def show(bundle: Path, /, *, json: bool = False, report: Path | None = None) -> 
         "intended use": manifest.card.intended_use,
         "limits": manifest.card.limits,
         "who may be wronged": manifest.card.who_may_be_wronged,
+        "signature": _signature(opened),
         "versions": ", ".join(f"{name} {number}" for name, number in manifest.versions.items()),
     }.items():
         table.add_row(key, Text(value))
@@ -137,15 +141,81 @@ def _health(health: Health) -> str:
     return "; ".join(f"{name} {allowed} (good pictures: {good})" for name, good, allowed in rows) or "not checked"
 
 
-def verify(bundle: Path, /) -> None:
+def _signature(opened: Bundle) -> str:
+    if opened.signature is None:
+        return "none"
+    if opened.public_key is None:
+        return "Ed25519, not checked; `flawline bundle verify --public-key` does"
+    return f"Ed25519, good for {opened.public_key}"
+
+
+def verify(bundle: Path, /, *, public_key: Path | None = None) -> None:
     """Verify a bundle: every member there, none too many, each with the SHA-256 that the manifest gives.
 
     Parameters
     ----------
     bundle
         A .flawline file.
+    public_key
+        Also that it was signed with the key that belongs to this one; without it FLAWLINE_PUBLIC_KEY counts, if set.
     """
-    opened = Bundle.open(bundle)
+    opened = Bundle.open(bundle, public_key=public_key)
     for _ in opened.golden():
         pass  # decoded, so that a picture that is whole but unreadable shows here and not on the line
-    print(f"{bundle}: good; {opened.model_id}, {len(opened.manifest.members)} members verified")
+    signed = f", signed for {opened.public_key}" if opened.public_key is not None else ""
+    print(f"{bundle}: good; {opened.model_id}, {len(opened.manifest.members)} members verified{signed}")
+
+
+def keygen(name: Path, /) -> None:
+    """Make a key pair to sign bundles with: NAME.key stays with who signs, NAME.pub goes to the stations.
+
+    With FLAWLINE_SIGNING_PASSPHRASE in the environment the private key is encrypted with it.
+
+    Parameters
+    ----------
+    name
+        The files' name without an ending, for example keys/plant.
+    """
+    private, public = (name.with_name(name.name + suffix) for suffix in (".key", ".pub"))
+    for path in (private, public):
+        if path.exists():
+            raise InputError(f"{path}: is there already; a key is never overwritten, give another name")
+    passphrase = os.environ.get(PASSPHRASE_VARIABLE) or None
+    private_pem, public_pem = new_key_pair(passphrase)
+    try:
+        # Exclusive and for its owner only from the first byte on.
+        with os.fdopen(os.open(private, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(private_pem)
+        write_atomic(public, public_pem)
+    except OSError as exc:
+        raise InputError(f"{exc.filename or private}: the key cannot be written ({exc.strerror or exc})") from exc
+    kept = "encrypted" if passphrase else f"not encrypted; {PASSPHRASE_VARIABLE} would do that"
+    print(f"{private}: private key, {kept}; keep it away from the stations")
+    print(
+        f"{public}: public key {fingerprint(public_key_from_file(public))}; name it as security.public_key in config.yaml"
+    )
+
+
+def sign(bundle: Path, /, *, key: Path, out: Path | None = None) -> None:
+    """Sign a bundle. Its model id stays what it is; a signature that it had is replaced.
+
+    The passphrase of an encrypted key comes from FLAWLINE_SIGNING_PASSPHRASE.
+
+    Parameters
+    ----------
+    bundle
+        A .flawline file.
+    key
+        The private key, made by `flawline bundle keygen`.
+    out
+        Write the signed bundle here and leave the other one.
+    """
+    # Not `Bundle.open`: whoever signs vouches for what is in there, whoever signed it before.
+    opened = Bundle(read_bundle_file(bundle), str(bundle))
+    data = opened.signed(signature_of(opened.manifest_bytes, key, os.environ.get(PASSPHRASE_VARIABLE) or None))
+    target = out or bundle
+    try:
+        write_atomic(target, data)
+    except OSError as exc:
+        raise InputError(f"{target}: the signed bundle cannot be written ({exc.strerror or exc})") from exc
+    print(f"{target}: signed; still {opened.model_id}")

@@ -21,6 +21,7 @@ from flawline_inspect.errors import (
     EXIT_USER_MISTAKE,
     FlawlineError,
 )
+from flawline_inspect.logs import complain, masked, set_up_logs
 
 __all__ = ["app", "main"]
 
@@ -62,7 +63,12 @@ _add(
 _add(
     app, "run", "flawline_edge.run_command:run", _LINE,
     "Run the station that config.yaml describes.",
-    "flawline run", "flawline run --config press7.yaml",
+    "flawline run", "flawline run --config press7.yaml", "flawline run --log json",
+)  # fmt: skip
+_add(
+    app, "status", "flawline_edge.status_command:status", _LINE,
+    "Tell whether the station that config.yaml describes is ready; exit code 0 or 1.",
+    "flawline status", "flawline status --config press7.yaml --json",
 )  # fmt: skip
 _add(
     app, "verdicts", "flawline_edge.verdicts_command:verdicts", _LINE,
@@ -128,7 +134,7 @@ _add(
     "flawline simulate simulated/", "flawline simulate simulated/ --train 200 --seed 7",
 )  # fmt: skip
 
-_bundle = App(name="bundle", help="Look into a bundle, or verify it.", group=_TOOLS)
+_bundle = App(name="bundle", help="Look into a bundle, verify or sign it.", group=_TOOLS)
 _add(
     _bundle, "show", "flawline_inspect.bundle_command:show", None,
     "Show what a bundle is, in a page.",
@@ -137,8 +143,18 @@ _add(
 )  # fmt: skip
 _add(
     _bundle, "verify", "flawline_inspect.bundle_command:verify", None,
-    "Check every member of a bundle against its manifest.",
-    "flawline bundle verify part.flawline",
+    "Check every member of a bundle against its manifest, and its signature.",
+    "flawline bundle verify part.flawline", "flawline bundle verify part.flawline --public-key plant.pub",
+)  # fmt: skip
+_add(
+    _bundle, "keygen", "flawline_inspect.bundle_command:keygen", None,
+    "Make a key pair to sign bundles with.",
+    "flawline bundle keygen keys/plant",
+)  # fmt: skip
+_add(
+    _bundle, "sign", "flawline_inspect.bundle_command:sign", None,
+    "Sign a bundle, for stations that take signed ones only.",
+    "flawline bundle sign part.flawline --key keys/plant.key",
 )  # fmt: skip
 app.command(_bundle)
 
@@ -177,7 +193,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     tokens = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in tokens
     tokens = [token for token in tokens if token != "--debug"]
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    set_up_logs()
     if debug:
         for package in ("inspect", "engines", "train", "edge"):
             logging.getLogger(f"flawline_{package}").setLevel(logging.DEBUG)
@@ -204,10 +220,12 @@ def _run(tokens: list[str], *, debug: bool) -> int:
         if debug:
             traceback.print_exc()
         for line in str(exc).splitlines():
-            errors.print(f"flawline: {line}", style="red", markup=False)
+            if not complain(line):
+                errors.print(f"flawline: {masked(line)}", style="red", markup=False)
         return exc.exit_code
     except KeyboardInterrupt:
-        errors.print("flawline: interrupted", markup=False)
+        if not complain("interrupted"):
+            errors.print("flawline: interrupted", markup=False)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         # `flawline check ... | head`: the reader has had enough; Python must not complain again while closing stdout.

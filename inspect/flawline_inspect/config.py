@@ -40,7 +40,13 @@ PASSWORD_VARIABLE = "FLAWLINE_MQTT_PASSWORD"
 KEY_PASSWORD_VARIABLE = "FLAWLINE_MQTT_KEY_PASSWORD"
 MAX_TOPIC_LEVELS = 10
 _LEVELS_BELOW_ROOT = 2
-"""The deepest of our topics is ROOT/verdict/code; CODESYS reads at most 10 levels by default."""
+"""The deepest of our topics is ROOT/verdict/code, with several cameras ROOT/CAMERA/verdict/code; CODESYS reads at most
+10 levels by default."""
+_TOPIC_WORDS = frozenset({"ack", "alarm", "cmd", "heartbeat", "history", "state", "verdict"})
+"""What stands right below ROOT: with several cameras none of them can be called so."""
+
+CommandName = Literal["trigger", "recipe", "threshold", "pause", "resume", "reload", "rollback", "overrule"]
+"""What ROOT/cmd/ knows; `mqtt.commands` says which of them this station obeys."""
 
 
 _SECRET = re.compile(r"((?:pass\w*|pwd|psw|user\w*|login|token|key|secret|auth\w*|sig\w*)=)[^&;/_#\s]+", re.IGNORECASE)
@@ -175,9 +181,33 @@ Source = Annotated[
 ]
 
 
+class TriggerConfig(_Section):
+    kind: Literal["free", "mqtt", "camera", "interval"] = _key(
+        "free: every frame is a part, as far as they are kept up with; mqtt: the PLC asks on ROOT/cmd/trigger; camera: "
+        "the camera is triggered by hardware, and each of its frames is a part; interval: a part every interval_ms",
+        default="free",
+    )
+    max_rate: float = _key(
+        "free: parts a second at most; frames beyond it are dropped and counted",
+        default=20.0,
+        gt=0,
+        unit="1/s",
+    )
+    delay_ms: float = _key(
+        "mqtt, interval: the frame is captured this long after the trigger; higher suits a part that arrives later",
+        default=0.0,
+        ge=0,
+        le=60000,
+        unit="ms",
+    )
+    interval_ms: float = _key("interval: from one part to the next", default=1000.0, ge=1, le=86_400_000, unit="ms")
+
+
 class CameraConfig(_Section):
     name: str = _key("the camera's name, a topic level", pattern="^[A-Za-z0-9][A-Za-z0-9_-]{0,31}$")
     source: Source = _key("where its pictures come from; `kind` is simulated, folder, video, device or stream")
+    trigger: TriggerConfig | None = _key("what makes a part here; null takes the station's trigger", default=None)
+    recipe: int | None = _key("the recipe at start here; null takes the station's recipe", default=None)
     roi: tuple[int, int, int, int] | None = _key(
         "region of interest: x, y, width, height; null is the whole picture", default=None, unit="px"
     )
@@ -196,21 +226,6 @@ class CameraConfig(_Section):
         if roi is not None and (roi[0] < 0 or roi[1] < 0 or roi[2] < 1 or roi[3] < 1):
             raise ValueError("expected x >= 0, y >= 0, width >= 1, height >= 1")
         return roi
-
-
-class TriggerConfig(_Section):
-    kind: Literal["free", "mqtt"] = _key(
-        "free: every frame is a part; mqtt: the PLC asks on ROOT/cmd/trigger", default="free"
-    )
-    max_rate: float = _key(
-        "free: parts a second at most; frames beyond it are dropped and counted",
-        default=20.0,
-        gt=0,
-        unit="1/s",
-    )
-    delay_ms: float = _key(
-        "mqtt: the frame is captured this long after the trigger", default=0.0, ge=0, le=60000, unit="ms"
-    )
 
 
 class RecipeConfig(_Section):
@@ -344,6 +359,9 @@ class MqttConfig(_Section):
         default="flawline/demo/hall1/line1/station1",
     )
     scalar_topics: bool = _key("also publish ROOT/verdict/code for PLCs without a JSON reader", default=False)
+    commands: list[CommandName] | None = _key(
+        "which commands are obeyed; null is `trigger` where triggers come by MQTT, else none", default=None
+    )
     tls: TlsConfig | None = _key("null is plain TCP; {} is TLS with the system's authorities", default=None)
     username: str | None = _key(f"the password comes from {PASSWORD_VARIABLE}", default=None)
 
@@ -367,6 +385,24 @@ class MqttConfig(_Section):
         return self
 
 
+class MetricsConfig(_Section):
+    """What Prometheus reads, over HTTP without a login."""
+
+    host: str = _key(
+        "the address to listen on; 127.0.0.1 is this machine only, 0.0.0.0 is everybody who can reach it",
+        default="127.0.0.1",
+        min_length=1,
+    )
+    port: int = _key("0 switches metrics off; 9464 is what exporters usually take", default=0, ge=0, le=65535)
+
+
+class SecurityConfig(_Section):
+    public_key: FilePath | None = _key(
+        "only bundles signed with the key that belongs to this one (.pub of `flawline bundle keygen`) are used; null takes any",
+        default=None,
+    )
+
+
 class Config(_Section):
     """A station."""
 
@@ -376,11 +412,11 @@ class Config(_Section):
         pattern="^[A-Za-z0-9][A-Za-z0-9_-]{0,22}$",
     )
     state_dir: FilePath = _key(
-        "everything that the station writes: journal, boot counter, lock",
+        "everything that the station writes: journal, boot counter, lock, what was changed at run time",
         default=Path("state"),
         validate_default=True,
     )
-    cameras: list[CameraConfig] = _key("the station's camera", min_length=1)
+    cameras: list[CameraConfig] = _key("the station's cameras; with several each has its own topics", min_length=1)
     trigger: TriggerConfig = _key("what makes a part", default_factory=TriggerConfig)
     deadline_ms: float = _key(
         "a part without a verdict after this is Undefined `deadline`",
@@ -397,15 +433,58 @@ class Config(_Section):
         default_factory=JournalConfig,
     )
     mqtt: MqttConfig = _key("the broker", default_factory=MqttConfig)
+    metrics: MetricsConfig = _key("figures for Prometheus", default_factory=MetricsConfig)
+    log: Literal["text", "json"] = _key(
+        "text for people; json is one object a line with time, level, logger, message and station", default="text"
+    )
+    security: SecurityConfig = _key("whose models the station runs", default_factory=SecurityConfig)
 
     @model_validator(mode="after")
     def _parts_agree(self) -> Config:
+        known = ", ".join(str(number) for number in sorted(self.recipes))
         if self.recipe not in self.recipes:
-            known = ", ".join(str(number) for number in sorted(self.recipes))
             raise ValueError(f"recipe is {self.recipe}, but recipes has only {known}")
-        if len(self.cameras) > 1:
-            raise ValueError(f"cameras has {len(self.cameras)} entries; a station of this version serves one camera")
+        for n, camera in enumerate(self.cameras):
+            if self.recipe_of(camera) not in self.recipes:
+                raise ValueError(f"cameras[{n}].recipe is {camera.recipe}, but recipes has only {known}")
+        names = [camera.name for camera in self.cameras]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(
+                f"cameras has {', '.join(twice)} more than once; each needs a name of its own, it is a topic"
+            )
+        if self.has_several_cameras:
+            if taken := sorted(_TOPIC_WORDS.intersection(names)):
+                raise ValueError(
+                    f"cameras has one named {taken[0]}, which is a topic of the station's own; name it otherwise"
+                )
+            if self.mqtt.root.count("/") + 2 + _LEVELS_BELOW_ROOT > MAX_TOPIC_LEVELS:
+                raise ValueError(
+                    f"mqtt.root: found {self.mqtt.root!r}, expected at most {MAX_TOPIC_LEVELS - _LEVELS_BELOW_ROOT - 1} "
+                    f"levels with several cameras, whose names are one more; PLCs read {MAX_TOPIC_LEVELS}"
+                )
+        if any(self.trigger_of(camera).kind == "mqtt" for camera in self.cameras) and "trigger" not in self.commands:
+            raise ValueError("mqtt.commands: has no trigger, but triggers come by MQTT; add it, or leave the key out")
         return self
+
+    @property
+    def has_several_cameras(self) -> bool:
+        """Whether the cameras' names are levels of their topics."""
+        return len(self.cameras) > 1
+
+    @property
+    def commands(self) -> frozenset[CommandName]:
+        """The commands that are obeyed, the default resolved."""
+        if self.mqtt.commands is not None:
+            return frozenset(self.mqtt.commands)
+        is_asked = any(self.trigger_of(camera).kind == "mqtt" for camera in self.cameras)
+        return frozenset({"trigger"} if is_asked else ())
+
+    def trigger_of(self, camera: CameraConfig) -> TriggerConfig:
+        return camera.trigger or self.trigger
+
+    def recipe_of(self, camera: CameraConfig) -> int:
+        """At start, before what was changed at run time."""
+        return self.recipe if camera.recipe is None else camera.recipe
 
 
 def parse_config(data: Any, *, base: Path, source: str = "configuration") -> Config:
@@ -472,7 +551,7 @@ def doubts(config: Config) -> list[str]:
                 f"({1e3 / fps:g} ms); the driver shortens it or slows down"
             )
         # A frame that began after the trigger comes after two periods at worst.
-        if config.trigger.kind == "mqtt" and fps and 2e3 / fps > config.deadline_ms:
+        if config.trigger_of(camera).kind in ("mqtt", "interval") and fps and 2e3 / fps > config.deadline_ms:
             found.append(
                 f"deadline_ms: {config.deadline_ms:g} ms is shorter than two frames of a camera with {fps:g} a second "
                 f"({2e3 / fps:g} ms), which a triggered frame may take"

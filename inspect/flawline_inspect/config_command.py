@@ -11,6 +11,7 @@ import yaml
 from flawline_inspect.bundle import Bundle
 from flawline_inspect.config import config_schema, doubts, load_config
 from flawline_inspect.errors import EXIT_DONE, EXIT_FAILURE, BundleError, InputError
+from flawline_inspect.overrides import load_overrides
 
 __all__ = ["check", "schema"]
 
@@ -30,10 +31,12 @@ def check(file: Path = DEFAULT_CONFIG, /) -> int:
     config = load_config(file)
     for number, recipe in sorted(config.recipes.items()):
         try:
-            Bundle.open(recipe.bundle)
+            Bundle.open(recipe.bundle, public_key=config.security.public_key)
         except BundleError as exc:
             raise BundleError(f"{file}: recipes.{number}: {exc}") from exc
     print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, default_flow_style=None), end="")
+    for line in load_overrides(config.state_dir).lines(config):
+        print(f"# changed at run time ({config.state_dir}): {line}")
     found = doubts(config)
     for sentence in found:
         print(f"flawline: {file}: {sentence}", file=sys.stderr)

@@ -118,7 +118,9 @@ def test_eval_counts_an_unplaced_part_as_rejected(bundle: Path, dataset: Path) -
 @pytest.fixture
 def inspector(bundle: Path) -> Iterator[Inspector]:
     """Entering runs the self-test, raw golden pictures included."""
-    with Inspector(1, RecipeConfig(bundle=bundle), EngineConfig(kind="onnxruntime", threads=1)) as opened:
+    with Inspector(
+        1, RecipeConfig(bundle=bundle), EngineConfig(kind="onnxruntime", threads=1), public_key=None
+    ) as opened:
         yield opened
 
 

@@ -26,6 +26,7 @@ from flawline_edge import station as station_module
 from flawline_edge.cameras import CameraFrame
 from flawline_edge.inspector import Inspector, Judgement
 from flawline_edge.journal import Journal
+from flawline_edge.messages import Command, Reply
 from flawline_edge.publisher import StationState
 from flawline_edge.station import Inspection, Station
 from flawline_inspect.bundle import MODEL, bundle_bytes
@@ -151,6 +152,7 @@ def inspection(
     roi: tuple[int, int, int, int] | None = None,
     late: bool = False,
     ms: float = 7.4,
+    camera: str = "top",
     **frame: Any,
 ) -> Inspection:
     """What observers are told of a flat picture; `decision` instead of the level's, `frame` for `CameraFrame`."""
@@ -163,7 +165,9 @@ def inspection(
         wall_clock(), ms,
     )  # fmt: skip
     judgement = Judgement(judged, heatmap, np.full_like(fitted, GOOD_LEVEL), placement, 0.1, 1.0)
-    return Inspection(verdict, CameraFrame(raw, wall_clock(), time.monotonic(), part, **frame), judgement, late)
+    return Inspection(
+        verdict, CameraFrame(raw, wall_clock(), time.monotonic(), part, **frame), judgement, late, camera=camera
+    )
 
 
 # --- cameras -----------------------------------------------------------------------------------------------------
@@ -270,7 +274,9 @@ class Wire:
         self.ready = threading.Event()
         self.history: list[Verdict] = []
         self._journal: Journal | None = None
-        self._on_command: Callable[[str, bytes, bool], None] | None = None
+        self._on_command: Callable[[Command], None] | None = None
+        self.topic_cameras: list[str] = []
+        self.below: list[str] = []  # the camera of each verdict's topic
 
     def __call__(
         self,
@@ -282,10 +288,12 @@ class Wire:
         state: StationState,
         journal: Journal | None,
         deadline_s: float,
-        on_command: Callable[[str, bytes, bool], None] | None = None,
+        on_command: Callable[[Command], None] | None = None,
         password: str | None = None,
         key_password: str | None = None,
+        cameras: Sequence[str] = (),
     ) -> Wire:
+        self.topic_cameras = list(cameras)
         self.options = {"mqtt": mqtt, "host": host, "port": port, "client_id": client_id, "deadline_s": deadline_s}
         self.states.append((time.monotonic(), state))
         self._journal, self._on_command = journal, on_command
@@ -307,16 +315,19 @@ class Wire:
         if state.state == "ready":
             self.ready.set()
 
-    def publish_verdict(self, verdict: Verdict, *, until: float | None = None) -> bool:
+    def publish_verdict(self, verdict: Verdict, *, until: float | None = None, camera: str = "") -> bool:
         verdict.to_json()
+        self.below.append(camera)
         self.verdicts.append((time.monotonic(), verdict))
         if self.acknowledging and self._journal is not None:
             self._journal.delivered([(verdict.boot, verdict.seq)])
         return True
 
-    def acknowledge(self, name: str, payload: dict[str, object]) -> None:
+    def acknowledge(
+        self, name: str, payload: dict[str, object], *, camera: str = "", reply: Reply | None = None
+    ) -> None:
         json.dumps(payload)
-        self.acks.append((time.monotonic(), name, dict(payload)))
+        self.acks.append((time.monotonic(), f"{camera}/{name}" if camera else name, dict(payload)))
 
     def alarm(self, name: str, active: bool, text: str = "") -> None:
         self.every_alarm.append((time.monotonic(), name, active, text))
@@ -343,13 +354,14 @@ class Wire:
     def when(self, seq: int) -> float:
         return next(at for at, verdict in list(self.verdicts) if verdict.seq == seq)
 
-    def command(self, name: str, payload: bytes | dict[str, Any]) -> None:
+    def command(self, name: str, payload: bytes | dict[str, Any], *, camera: str = "", retained: bool = False) -> None:
         """As if it had come from the broker, on this thread."""
         assert self._on_command is not None, "the station has not subscribed to commands"
-        self._on_command(name, payload if isinstance(payload, bytes) else json.dumps(payload).encode(), False)
+        data = payload if isinstance(payload, bytes) else json.dumps(payload).encode()
+        self._on_command(Command(camera, name, data, retained))
 
-    def trigger(self, name: str, part: str = "") -> None:
-        self.command("trigger", {"trigger": name, "part": part})
+    def trigger(self, name: str, part: str = "", *, camera: str = "") -> None:
+        self.command("trigger", {"trigger": name, "part": part}, camera=camera)
 
     def ack(self, request_id: str) -> dict[str, Any]:
         """The first acknowledgement of this request; waited for."""

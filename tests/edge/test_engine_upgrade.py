@@ -103,6 +103,7 @@ def inspector(bundle: Bundle, switched: list[str] | None = None) -> Inspector:
         1,
         RecipeConfig(bundle=Path(bundle.source)),
         EngineConfig(kind="onnxruntime", threads=1),
+        public_key=None,
         on_switch=lambda: None if switched is None else switched.append(made.engine_kind),
     )
     return made
@@ -262,7 +263,7 @@ def test_a_station_switches_and_says_so(tmp_path: Path, wire: Wire, monkeypatch:
             frame = super().read()
             if frame is not None and frame.part == "P20":
                 works.may_go_on.set()
-                wait_until(lambda: ready(made._inspector), "the candidate")
+                wait_until(lambda: ready(made.lanes[0].inspector), "the candidate")
             return frame
 
     seen: list[Inspection] = []

@@ -52,7 +52,7 @@ def inspector(
     roi: Roi | None = None,
 ) -> Inspector:
     recipe = RecipeConfig(bundle=bundle, threshold=threshold, review_band=review_band)
-    return Inspector(3, recipe, engine, roi=roi)
+    return Inspector(3, recipe, engine, public_key=None, roi=roi)
 
 
 def spoil(monkeypatch: pytest.MonkeyPatch, scores: Callable[[NDArray[np.float32]], NDArray[np.float32]]) -> None:

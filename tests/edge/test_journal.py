@@ -58,6 +58,20 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "journal.sqlite"
 
 
+def test_what_somebody_says_of_a_part_stands_beside_its_verdict(path: Path) -> None:
+    """Only of parts that have one; a later word replaces the earlier, and the verdict is left alone."""
+    with Journal(path) as journal:
+        journal.accept(trigger(1)).result()
+        assert journal.label(BOOT, 1, "good", 1.9e9).result() is False
+        journal.decide(verdict(1)).result()
+        assert journal.label(BOOT, 1, "good", 1.9e9).result() is True
+        assert journal.label(BOOT, 1, "scratch", 2.0e9).result() is True
+        assert journal.label(NEXT, 1, "good", 1.9e9).result() is False
+        assert journal.verdicts() == [verdict(1)]
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("SELECT * FROM labels").fetchall() == [(BOOT, 1, "scratch", 2.0e9)]
+
+
 def seqs(verdicts: list[Verdict]) -> list[int]:
     return [verdict.seq for verdict in verdicts]
 

@@ -20,6 +20,8 @@ from typing import Any
 import jsonschema
 import pytest
 from paho.mqtt.client import Client
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
 from tests.edge.mosquitto import Mosquitto, mosquitto
 from tests.edge.publishers import (
     BOOT,
@@ -27,6 +29,7 @@ from tests.edge.publishers import (
     READY_JSON,
     ROOT,
     WAIT_S,
+    Listener,
     broker,
     journal,
     listen,
@@ -43,6 +46,7 @@ from flawline_edge import history as history_module
 from flawline_edge import publisher as publisher_module
 from flawline_edge.broker import EmbeddedBroker
 from flawline_edge.journal import Journal
+from flawline_edge.messages import Command
 from flawline_inspect.config import TlsConfig
 from flawline_inspect.errors import BrokerError
 from flawline_inspect.verdict import VERDICT_SCHEMA
@@ -329,9 +333,9 @@ def test_commands_arrive_unless_oversized_and_say_if_retained(
     plc = listen(broker.port)
     got: list[tuple[str, bytes, bool]] = []
 
-    def on_command(name: str, payload: bytes, retained: bool) -> None:
-        got.append((name, payload, retained))
-        if name == "fail":
+    def on_command(command: Command) -> None:
+        got.append((command.name, command.payload, command.retained))
+        if command.name == "fail":
             raise RuntimeError("a mistake in a handler")
 
     plc.publish("cmd/trigger", '{"id":"old"}', retain=True)
@@ -343,6 +347,7 @@ def test_commands_arrive_unless_oversized_and_say_if_retained(
     assert got == [("trigger", b'{"id":"old"}', True), ("pause", b'{"id":"1"}', True)]
     got.clear()
     plc.publish("cmd/trigger", b"x" * 1025)
+    plc.publish("cmd/resume", b"x" * 1025, retain=True)
     plc.publish("cmd/fail", "{}")
     plc.publish("cmd/trigger", '{"id":"2"}')
     plc.publish("cmd/trigger", b"y" * 1024)
@@ -355,6 +360,92 @@ def test_commands_arrive_unless_oversized_and_say_if_retained(
     assert answer.payload == '{"id":"2","ok":true,"error":"","state":"\\u00e4"}'
     assert (answer.qos, answer.retain) == (1, False)
     assert publisher.connected
+
+
+def subscribed(plc: Listener, got: list[Any]) -> None:
+    """Connected is not yet subscribed: commands are sent until one has arrived, and all that did are forgotten."""
+
+    def heard() -> bool:
+        plc.publish("right/cmd/hello", "hello")
+        time.sleep(0.05)
+        return bool(got)
+
+    until(heard)
+    until(lambda: len(got) == len(plc.on("right/cmd/hello")))
+    got.clear()
+
+
+def test_cameras_have_topics_of_their_own(broker: Mosquitto, station: Any, listen: Any) -> None:
+    """Verdict, code, commands and acknowledgements below the camera's name; ROOT/cmd stays, and so do state and history."""
+    plc = listen(broker.port)
+    got: list[tuple[str, str, bytes]] = []
+    publisher = online(
+        station(
+            broker.port,
+            cameras=["left", "right"],
+            scalar_topics=True,
+            on_command=lambda command: got.append(command[:3]),
+        )
+    )
+    subscribed(plc, got)
+    for topic in ("left/cmd/trigger", "right/cmd/pause", "cmd/reload", "third/cmd/trigger", "left/cmd/a/b"):
+        plc.publish(topic, topic)
+    plc.publish("left/cmd/trigger", "the last one")
+    until(lambda: len(got) >= 4)
+    assert got == [
+        ("left", "trigger", b"left/cmd/trigger"),
+        ("right", "pause", b"right/cmd/pause"),
+        ("", "reload", b"cmd/reload"),
+        ("left", "trigger", b"the last one"),
+    ]
+    assert publisher.publish_verdict(verdict(1), camera="right")
+    publisher.acknowledge("pause", {"id": "1"}, camera="right")
+    publisher.acknowledge("reload", {"id": "2"})
+    assert plc.expect("right/verdict", 1)[0].payload == verdict(1).to_json()
+    assert plc.expect("right/verdict/code", 1)[0].payload == "1;T-1;2"
+    assert plc.expect("right/ack/pause", 1)[0].payload == '{"id":"1"}'
+    assert plc.expect("ack/reload", 1)[0].payload == '{"id":"2"}'
+    assert plc.on("state") and not plc.on("verdict")
+
+
+def test_an_answer_goes_where_the_command_asks_for_it(broker: Mosquitto, station: Any, listen: Any) -> None:
+    """MQTT 5: below the station's own ack/ and nowhere else, with the correlation data as they came."""
+    plc = listen(broker.port)
+    answers: list[Properties] = []
+    got: list[Command] = []
+
+    def on_command(command: Command) -> None:
+        got.append(command)
+        if command.name != "hello":
+            publisher.acknowledge(command.name, {"id": command.name}, camera=command.camera, reply=command.reply)
+
+    publisher = online(station(broker.port, cameras=["left", "right"], on_command=on_command))
+    subscribed(plc, got)
+    plc._client.on_message = lambda _c, _d, m: (answers.append(m.properties), Listener._on_message(plc, _c, _d, m))
+    wishes = {
+        "one": ("cmd", f"{ROOT}/ack/plc7"),
+        "two": ("left/cmd", f"{ROOT}/left/ack/plc7/a"),
+        "three": ("left/cmd", f"{ROOT}/right/ack/plc7"),
+        "four": ("cmd", f"{ROOT}/verdict"),
+        "five": ("cmd", f"{ROOT}/ack/" + "x" * 300),
+        "six": ("cmd", "elsewhere/ack/plc7"),
+    }
+    for name, (below, topic) in wishes.items():
+        properties = Properties(PacketTypes.PUBLISH)
+        properties.ResponseTopic, properties.CorrelationData = topic, name.encode()
+        plc._client.publish(f"{ROOT}/{below}/{name}", "{}", 1, properties=properties)
+    until(lambda: sum("ack/" in message.topic for message in plc.messages) == len(wishes))
+    arrived = {message.payload: message.topic for message in plc.messages if "ack/" in message.topic}
+    assert arrived == {
+        '{"id":"one"}': "ack/plc7",
+        '{"id":"two"}': "left/ack/plc7/a",
+        '{"id":"three"}': "left/ack/three",
+        '{"id":"four"}': "ack/four",
+        '{"id":"five"}': "ack/five",
+        '{"id":"six"}': "ack/six",
+    }
+    answered = [p.CorrelationData for p in answers if hasattr(p, "CorrelationData") and not hasattr(p, "ResponseTopic")]
+    assert sorted(answered) == [b"one", b"two"]
 
 
 def test_commands_are_not_subscribed_to_without_a_handler(broker: Mosquitto, station: Any, listen: Any) -> None:

@@ -47,9 +47,9 @@ from tests.inspect_.bundles import with_health
 
 from flawline_edge import station as station_module
 from flawline_edge.cameras import PictureLost
-from flawline_edge.commands import WAITING_TRIGGERS
 from flawline_edge.inspector import Inspector
 from flawline_edge.journal import Journal, JournalError
+from flawline_edge.lane import WAITING_TRIGGERS
 from flawline_edge.publisher import Publisher
 from flawline_edge.station import Inspection, Station
 from flawline_engines.engine import Inference

@@ -1,4 +1,4 @@
-"""A trigger has one slot, and the deadline clock takes what nobody else has claimed."""
+"""A trigger has one slot, and the deadline clock takes what nobody else has taken."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flawline_edge.trigger import DeadlineClock, Trigger
+from flawline_edge.trigger import DeadlineClock, Slot, Trigger
 
 WAIT_S = 10.0
 
@@ -48,15 +48,25 @@ def wait_until(is_true: Callable[[], bool]) -> None:
         time.sleep(0.001)
 
 
-def test_a_trigger_is_claimed_once() -> None:
-    """The first claim succeeds, every later one does not."""
+def test_a_slot_is_taken_once() -> None:
+    """The first who takes the slot has it, every later one does not, whatever he takes it for."""
     trigger = make()
-    assert not trigger.claimed
-    assert [trigger.claim() for _ in range(3)] == [True, False, False]
-    assert trigger.claimed
+    assert trigger.is_open and trigger.slot is Slot.OPEN
+    assert [trigger.refuse() for _ in range(3)] == [True, False, False]
+    assert not trigger.is_open and trigger.slot is Slot.REFUSED
+    assert not trigger.decide(trigger.deadline - 1) and not trigger.expire(trigger.deadline + 1)
+    assert trigger.slot is Slot.REFUSED
 
 
-def test_one_of_eight_threads_wins_the_claim() -> None:
+@pytest.mark.parametrize("left_s", [1e-9, 0.0, -1e-9], ids=["before", "at", "after"])
+def test_the_deadline_parts_decision_and_expiry(left_s: float) -> None:
+    """Before it only a decision takes the slot, from it on only the clock."""
+    decided, expired = make(), make()
+    assert decided.decide(decided.deadline - left_s) is (left_s > 0)
+    assert expired.expire(expired.deadline - left_s) is (left_s <= 0)
+
+
+def test_one_of_eight_threads_wins_the_slot() -> None:
     """Threads that race for a slot: exactly one gets it, each of 200 times."""
     rounds, racers = 200, 8
     triggers = [make(seq) for seq in range(rounds)]
@@ -66,7 +76,7 @@ def test_one_of_eight_threads_wins_the_claim() -> None:
     def race() -> None:
         for trigger in triggers:
             start.wait(WAIT_S)
-            if trigger.claim():
+            if trigger.refuse():
                 won.append(trigger.seq)
 
     threads = [threading.Thread(target=race) for _ in range(racers)]
@@ -78,7 +88,7 @@ def test_one_of_eight_threads_wins_the_claim() -> None:
 
 
 def test_the_clock_calls_at_the_deadline_in_order() -> None:
-    """Each unclaimed trigger is called once, claimed, not before its deadline and soon after it, in order."""
+    """Each open trigger is called once, expired, not before its deadline and soon after it, in order."""
     deadlines = Deadlines()
     triggers = [make(seq, 0.05 + 0.02 * seq) for seq in range(6)]
     with DeadlineClock(deadlines) as clock:
@@ -87,28 +97,28 @@ def test_the_clock_calls_at_the_deadline_in_order() -> None:
         deadlines.wait_for(6)
         time.sleep(0.03)
     assert deadlines.seqs == [0, 1, 2, 3, 4, 5]
-    assert all(trigger.claimed for trigger in triggers)
+    assert all(trigger.slot is Slot.EXPIRED for trigger in triggers)
     assert min(deadlines.lateness_s) >= 0.0
     assert max(deadlines.lateness_s) < 0.5, "the clock came late, even for a busy machine"
 
 
-def test_the_clock_leaves_claimed_triggers_alone() -> None:
-    """Claimed before it is watched or before its deadline: no call, and those behind it are served."""
+def test_the_clock_leaves_taken_slots_alone() -> None:
+    """Taken before it is watched or before its deadline: no call, and those behind it are served."""
     deadlines = Deadlines()
     triggers = [make(seq, 0.1) for seq in range(6)]
-    triggers[0].claim()
+    triggers[0].refuse()
     with DeadlineClock(deadlines) as clock:
         for trigger in triggers:
             clock.watch(trigger)
         for seq in (2, 3):
-            assert triggers[seq].claim()
+            assert triggers[seq].refuse()
         deadlines.wait_for(3)
         time.sleep(0.03)
     assert deadlines.seqs == [1, 4, 5]
 
 
 def test_a_trigger_watched_while_the_clock_sleeps_is_served() -> None:
-    """Whether it sleeps with nothing to watch, or until the deadline of one that was claimed long ago."""
+    """Whether it sleeps with nothing to watch, or until the deadline of one that was refused long ago."""
     deadlines = Deadlines()
     with DeadlineClock(deadlines) as clock:
         time.sleep(0.05)
@@ -117,7 +127,7 @@ def test_a_trigger_watched_while_the_clock_sleeps_is_served() -> None:
         waiting = make(2, 0.1)
         clock.watch(waiting)
         time.sleep(0.02)
-        waiting.claim()
+        waiting.refuse()
         clock.watch(make(3, 0.12))
         deadlines.wait_for(2)
     assert deadlines.seqs == [1, 3]
@@ -132,6 +142,17 @@ def test_a_deadline_that_has_passed_is_served_at_once() -> None:
         began = time.monotonic()
         deadlines.wait_for(1)
         assert time.monotonic() - began < 0.5
+
+
+def test_deadlines_may_come_in_any_order() -> None:
+    """A frame's time began with its capture: it may be over before that of a trigger accepted earlier."""
+    deadlines = Deadlines()
+    with DeadlineClock(deadlines) as clock:
+        for seq, in_s in enumerate((0.3, 0.05, 0.2, 0.1)):
+            clock.watch(make(seq, in_s))
+        deadlines.wait_for(4)
+    assert deadlines.seqs == [1, 3, 2, 0]
+    assert max(deadlines.lateness_s) < 0.2, "the clock came late, even for a busy machine"
 
 
 @pytest.mark.parametrize("watched", [0, 3], ids=["idle", "waiting for a deadline"])
@@ -167,8 +188,8 @@ def test_a_failing_deadline_does_not_end_the_clock() -> None:
 
 steps = st.tuples(
     st.integers(0, 4),  # deadline after that of the one before, ms
-    st.one_of(st.none(), st.integers(0, 12)),  # when the path claims, ms after the start; None: never
-    st.booleans(),  # whether it is claimed before it is watched
+    st.one_of(st.none(), st.integers(0, 12)),  # when the path refuses, ms after the start; None: never
+    st.booleans(),  # whether that is before it is watched
 )
 
 
@@ -198,14 +219,14 @@ def test_any_interleaving_publishes_once(plan: list[tuple[int, int | None, bool]
         todo = sorted((ms, seq) for seq, (_, ms, early) in enumerate(plan) if ms is not None and not early)
         for ms, seq in todo:
             time.sleep(max(0.0, start + 1e-3 * ms - time.monotonic()))
-            if triggers[seq].claim():
+            if triggers[seq].refuse():
                 publish(triggers[seq])
 
     with DeadlineClock(on_deadline) as clock:
         path = threading.Thread(target=follow_the_path)
         path.start()
         for trigger, (_, ms, early) in zip(triggers, plan, strict=True):
-            if early and ms is not None and trigger.claim():
+            if early and ms is not None and trigger.refuse():
                 publish(trigger)
             clock.watch(trigger)
         path.join(WAIT_S)

@@ -29,6 +29,7 @@ from flawline_engines.engine import FirstThatWorks, MissingPlanError, installed_
 from flawline_engines.tensorrt import BuildSettings
 from flawline_inspect.bundle import MODEL, Bundle, bundle_bytes
 from flawline_inspect.errors import EngineError, InputError
+from flawline_inspect.signature import new_key_pair, sign
 
 SIDE = 32
 HW = (SIDE, SIDE)
@@ -260,6 +261,22 @@ def test_a_child_that_succeeds_gives_the_engine(
     with in_child(path, tmp_path) as engine:
         assert engine.kind == "tensorrt"
     assert with_gpu.compiled == 1
+
+
+def test_a_child_asks_for_the_same_signature(
+    with_gpu: Machine, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It reads the file again: what was asked of the station's bundle is asked there, too."""
+    private, public = new_key_pair(None)
+    (tmp_path / "plant.key").write_bytes(private)
+    (tmp_path / "plant.pub").write_bytes(public)
+    unsigned = Bundle.open(path)
+    signed = tmp_path / "signed.flawline"
+    signed.write_bytes(unsigned.signed(sign(unsigned.manifest_bytes, tmp_path / "plant.key", None)))
+    child(monkeypatch, tmp_path, "import os, sys; sys.exit(os.environ.get('FLAWLINE_PUBLIC_KEY', 'none'))")
+    for bundle, asked in ((Bundle.open(signed, public_key=tmp_path / "plant.pub"), "plant.pub"), (unsigned, "none")):
+        with pytest.raises(EngineError, match=rf"ended with 1: .*{asked}$"):
+            build_in_child(bundle, "tensorrt", precision="fp32", state_dir=tmp_path, stop=threading.Event())
 
 
 def test_a_child_that_fails_is_quoted(

@@ -220,9 +220,9 @@ def commands(of: App = app, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]
 
 
 COMMANDS = [
-    ("bench",), ("build",), ("bundle", "show"), ("bundle", "verify"), ("check",), ("config", "check"), ("config", "schema"),
-    ("demo",), ("eval",), ("export",), ("parity",), ("quantize",), ("report",), ("run",), ("sample",), ("simulate",),
-    ("train",), ("verdicts",),
+    ("bench",), ("build",), ("bundle", "keygen"), ("bundle", "show"), ("bundle", "sign"), ("bundle", "verify"), ("check",),
+    ("config", "check"), ("config", "schema"), ("demo",), ("eval",), ("export",), ("parity",), ("quantize",), ("report",), ("run",),
+    ("sample",), ("simulate",), ("status",), ("train",), ("verdicts",),
 ]  # fmt: skip
 MODULES = {
     "bench": "flawline_edge.bench_command",
@@ -237,6 +237,7 @@ MODULES = {
     "run": "flawline_edge.run_command",
     "sample": "flawline_train.sample_command",
     "simulate": "flawline_edge.simulate_command",
+    "status": "flawline_edge.status_command",
     "train": "flawline_train.train_command",
     "verdicts": "flawline_edge.verdicts_command",
 }
@@ -441,4 +442,5 @@ def test_config_schema_into_a_folder_that_is_not_there(tmp_path: Path, capsys: p
 def test_the_commands_are_the_promised_ones() -> None:
     """The registry holds these commands and no others."""
     assert sorted(commands()) == sorted(COMMANDS)
-    assert bundle_command.__all__ == ["show", "verify"] and config_command.__all__ == ["check", "schema"]
+    assert bundle_command.__all__ == ["keygen", "show", "sign", "verify"]
+    assert config_command.__all__ == ["check", "schema"]

@@ -47,6 +47,11 @@ def top(**keys: Any) -> dict[str, Any]:
     return {**MINIMAL, **keys}
 
 
+def two(names: tuple[str, str] = ("left", "right"), **keys: Any) -> dict[str, Any]:
+    """Two cameras; `keys` as in `top`."""
+    return top(cameras=[{**MINIMAL["cameras"][0], "name": name} for name in names], **keys)
+
+
 def parse(tree: Any) -> Config:
     return parse_config(tree, base=BASE, source="config.yaml")
 
@@ -81,11 +86,13 @@ def test_defaults() -> None:
             {
                 "name": "top",
                 "source": {"kind": "simulated", "seed": 0, "defect_rate": 0.1, "fps": 5.0, "parts": None},
+                "trigger": None,
+                "recipe": None,
                 "roi": None,
                 "frozen_after_s": 2.0,
             }
         ],
-        "trigger": {"kind": "free", "max_rate": 20.0, "delay_ms": 0.0},
+        "trigger": {"kind": "free", "max_rate": 20.0, "delay_ms": 0.0, "interval_ms": 1000.0},
         "deadline_ms": 200.0,
         "recipes": {"1": {"bundle": "/stations/press7/part.flawline", "threshold": None, "review_band": None}},
         "recipe": 1,
@@ -105,9 +112,13 @@ def test_defaults() -> None:
             "port": 1883,
             "root": "flawline/demo/hall1/line1/station1",
             "scalar_topics": False,
+            "commands": None,
             "tls": None,
             "username": None,
         },
+        "metrics": {"host": "127.0.0.1", "port": 0},
+        "log": "text",
+        "security": {"public_key": None},
     }
 
 
@@ -126,6 +137,7 @@ def test_what_is_in_force_is_a_configuration() -> None:
         pytest.param(top(recipes={1: "good"}), lambda c: c.recipes[1].bundle, id="recipe"),
         pytest.param(top(recipes={1: {"bundle": "good"}}), lambda c: c.recipes[1].bundle, id="recipe with keys"),
         pytest.param(top(mqtt={"host": "b", "tls": {"ca": "good"}}), lambda c: c.mqtt.tls.ca, id="certificate"),
+        pytest.param(top(security={"public_key": "good"}), lambda c: c.security.public_key, id="public key"),
     ],
 )
 def test_relative_paths_are_relative_to_the_file(tree: dict[str, Any], path: Any) -> None:
@@ -232,13 +244,20 @@ def test_an_unknown_key_is_an_error(tree: dict[str, Any], expected: str) -> None
         pytest.param(source(kind="folder", path="p", fps=-1), "cameras[0].source.fps", id="folder's rate"),
         pytest.param(source(kind="stream", url="ftp://x"), "cameras[0].source.url", id="another scheme"),
         pytest.param(source(kind="device", width=1), "cameras[0].source.width", id="device's width"),
+        pytest.param(top(trigger={"kind": "never"}), "trigger.kind", id="unknown trigger"),
+        pytest.param(top(trigger={"kind": "interval", "interval_ms": 0}), "trigger.interval_ms", id="no interval"),
+        pytest.param(camera(trigger={"kind": "never"}), "cameras[0].trigger.kind", id="unknown trigger of a camera"),
+        pytest.param(camera(recipe=2), "cameras[0].recipe", id="camera's recipe that is not there"),
+        pytest.param(top(mqtt={"commands": ["stop"]}), "mqtt.commands[0]", id="unknown command"),
+        pytest.param(
+            top(trigger={"kind": "mqtt"}, mqtt={"commands": ["recipe"]}), "mqtt.commands", id="triggers not obeyed"
+        ),
         pytest.param(source(kind="device", exposure_ms=0), "cameras[0].source.exposure_ms", id="no exposure"),
         pytest.param(source(kind="device", gain=-1), "cameras[0].source.gain", id="gain negative"),
         pytest.param(source(kind="device", read_timeout_s=0), "cameras[0].source.read_timeout_s", id="no time to read"),
         pytest.param(source(kind="device", read_timeout_s=1.5), "cameras[0].source.read_timeout_s", id="half a second"),
         pytest.param(source(kind="device", open_timeout_s=0), "cameras[0].source.open_timeout_s", id="no time to open"),
         pytest.param(camera(frozen_after_s=-1), "cameras[0].frozen_after_s", id="frozen before it starts"),
-        pytest.param(top(trigger={"kind": "camera"}), "trigger.kind", id="trigger of another version"),
         pytest.param(top(trigger={"max_rate": 0}), "trigger.max_rate", id="no rate"),
         pytest.param(top(trigger={"delay_ms": -1}), "trigger.delay_ms", id="delay negative"),
         pytest.param(top(engine={"kind": "abacus"}), "engine.kind", id="engine"),
@@ -260,7 +279,9 @@ def test_an_unknown_key_is_an_error(tree: dict[str, Any], expected: str) -> None
         pytest.param({"recipes": {1: "b"}}, "cameras", id="cameras missing"),
         pytest.param({"cameras": MINIMAL["cameras"]}, "recipes", id="recipes missing"),
         pytest.param(top(recipe=2), "recipe", id="recipe that is not there"),
-        pytest.param(top(cameras=MINIMAL["cameras"] * 2), "cameras", id="two cameras"),
+        pytest.param(top(cameras=MINIMAL["cameras"] * 2), "cameras", id="two cameras of one name"),
+        pytest.param(two(names=("a", "verdict")), "cameras", id="a camera with a topic's name"),
+        pytest.param(two(mqtt={"root": "a/b/c/d/e/f/g/h"}), "mqtt.root", id="11 levels with the camera's"),
     ],
 )
 def test_every_error_begins_with_its_keys_path(tree: dict[str, Any], path: str) -> None:
@@ -300,6 +321,37 @@ def test_every_wrong_key_is_named_at_once(tree: dict[str, Any], paths: list[str]
 def test_what_is_no_tree_is_refused(tree: object) -> None:
     """An empty file or a list says what was expected."""
     assert "expected keys such as station: and cameras:" in refused(tree)[0]
+
+
+def test_a_camera_may_have_its_own_trigger_and_recipe() -> None:
+    """What it does not say is the station's."""
+    tree = two(trigger={"kind": "interval", "interval_ms": 250}, recipes={1: "a", 7: "b"})
+    tree["cameras"][1] |= {"trigger": {"kind": "mqtt", "delay_ms": 5}, "recipe": 7}
+    config = parse(tree)
+    left, right = config.cameras
+    assert (config.trigger_of(left).kind, config.trigger_of(left).interval_ms, config.recipe_of(left)) == (
+        "interval",
+        250,
+        1,
+    )
+    assert (config.trigger_of(right).kind, config.trigger_of(right).delay_ms, config.recipe_of(right)) == ("mqtt", 5, 7)
+    assert config.has_several_cameras and not parse(MINIMAL).has_several_cameras
+    assert parse(two(mqtt={"root": "a/b/c/d/e/f/g"})).mqtt.root == "a/b/c/d/e/f/g"
+
+
+@pytest.mark.parametrize(
+    ("tree", "commands"),
+    [
+        pytest.param(MINIMAL, set(), id="free-running"),
+        pytest.param(top(trigger={"kind": "mqtt"}), {"trigger"}, id="asked"),
+        pytest.param(camera(trigger={"kind": "mqtt"}), {"trigger"}, id="one camera asked"),
+        pytest.param(top(mqtt={"commands": ["pause", "resume"]}), {"pause", "resume"}, id="named"),
+        pytest.param(top(mqtt={"commands": []}), set(), id="none"),
+    ],
+)
+def test_which_commands_are_obeyed(tree: dict[str, Any], commands: set[str]) -> None:
+    """Those that are named; by default `trigger` where somebody has to ask, and nothing else."""
+    assert parse(tree).commands == commands
 
 
 keys_and_values = st.recursive(

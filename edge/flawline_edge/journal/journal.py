@@ -113,6 +113,13 @@ class Journal:
             return self._writer.submit(lambda rows: rows.overrule(verdict), kept=verdict)
         return self._writer.submit(lambda rows: rows.decide(verdict))
 
+    def label(self, boot: str, seq: int, label: str, at: float) -> Future[bool]:
+        """Record what somebody who looked at the part says of it, beside its verdict; a later word replaces it.
+
+        `label` is `good` or the kind of defect, `at` wall clock. The future says whether there is such a verdict.
+        """
+        return self._writer.submit(lambda rows: rows.label(boot, seq, label, at))
+
     def delivered(self, keys: Iterable[tuple[str, int]]) -> None:
         """The broker has acknowledged these (boot, seq). Retried until it is written; nothing to wait for."""
         self._writer.mark(list(keys), delivered=True)

@@ -123,6 +123,22 @@ class Rows:
         )
         self.decide(verdict)
 
+    def label(self, boot: str, seq: int, label: str, at: float) -> bool:
+        """Keep a word beside a verdict; False where there is no such verdict."""
+        # Its own table, made when it is needed first: journals of before have none.
+        self.connection.execute(
+            "CREATE TABLE IF NOT EXISTS labels"
+            " (boot TEXT NOT NULL, seq INTEGER NOT NULL, label TEXT NOT NULL, at REAL NOT NULL, PRIMARY KEY (boot, seq))"
+        )
+        found = self.connection.execute("SELECT number FROM boots WHERE boot = ?", (boot,)).fetchone()
+        if found is None or seq >> SEQ_BITS:
+            return False
+        query = "SELECT 1 FROM records WHERE id = ? AND result IS NOT NULL"
+        if self.connection.execute(query, (row_id(found[0], seq),)).fetchone() is None:
+            return False
+        self.connection.execute("INSERT OR REPLACE INTO labels VALUES (?, ?, ?, ?)", (boot, seq, label, at))
+        return True
+
     def mark(self, key: Key, *, delivered: bool) -> None:
         """Acknowledged, or else for history. The row may come later: the deadline's verdict does not wait for the disk."""
         column = "delivered" if delivered else "history"
