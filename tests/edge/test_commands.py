@@ -176,6 +176,7 @@ def test_a_switch_under_load_loses_nothing(line: Line) -> None:
         load = threading.Thread(target=ask)
         load.start()
         for number in (2, 1, 2, 1, 2):
+            time.sleep(0.05)
             assert line.ask("recipe", recipe=number)["ok"]
         stop.set()
         load.join()
@@ -476,6 +477,7 @@ def test_reload_under_load_loses_nothing(line: Line) -> None:
         load = threading.Thread(target=ask)
         load.start()
         for recipe in (2, 1, 2):
+            time.sleep(0.05)
             line.write(recipe=recipe)
             assert line.ask("reload")["recipe"] == recipe
         stop.set()
