@@ -22,7 +22,7 @@ __all__ = ["LinearAutoencoder", "reduction"]
 
 CELLS = 64
 """About so many cells along the frame's long side."""
-COMPONENTS = 32
+COMPONENTS = 48
 """Few against the number of good parts: what varies between them, not what one of them has."""
 PICTURES_PER_COMPONENT = 4
 _MAX_FACTOR = 16
