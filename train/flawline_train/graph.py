@@ -34,6 +34,7 @@ from flawline_inspect.calibration import GoodSpread
 from flawline_inspect.frame import Placement
 from flawline_train.autoencoders import Autoencoder, Reconstruction
 from flawline_train.dissimilarity import coarse_error, gradient_dissimilarity, structural_dissimilarity
+from flawline_train.kind import tile_hw
 from flawline_train.light import Light
 from flawline_train.patches import PatchDistance, log_ratio
 
@@ -50,8 +51,17 @@ ERROR_CHANNELS = ("absolute", "ssim", "msgms", "coarse", "patches")
 
 def top_pixels(placement: Placement) -> int:
     """How many of the heatmap's largest values the score is the mean of."""
+    return _top_pixels(placement.content[2:])
+
+
+def tile_top_pixels(placement: Placement) -> int:
+    """The same of a texture: as many as of its worst tile, however large the frame."""
     _, _, w, h = placement.content
-    return min(MAX_TOP_PIXELS, max(1, round(TOP_SHARE * w * h)))
+    return _top_pixels(tile_hw((w, h)))
+
+
+def _top_pixels(sides: tuple[int, int]) -> int:
+    return min(MAX_TOP_PIXELS, max(1, round(TOP_SHARE * sides[0] * sides[1])))
 
 
 def gaussian_taps(sigma: float, longest_radius: int = sys.maxsize) -> Tensor:
@@ -67,18 +77,21 @@ class ErrorMap(nn.Module):
 
     For frames of `hw` (height, width). `channels`: which of `ERROR_CHANNELS` are formed. `weights` (C,) bring them to the
     same scale; `floors` (C,) are added to a channel's mean over the picture, whose root divides it; `patches` knows the good
-    parts' patches. See `calibrate`.
+    parts' patches. See `calibrate`. Without `places`, for textures, a coarse picture of the whole is not looked at.
     """
 
     weights: Tensor
     floors: Tensor
     taps: Tensor
 
-    def __init__(self, hw: tuple[int, int], channels: tuple[str, ...] = ERROR_CHANNELS[:3]) -> None:
+    def __init__(
+        self, hw: tuple[int, int], channels: tuple[str, ...] = ERROR_CHANNELS[:3], *, places: bool = True
+    ) -> None:
         super().__init__()
         if not channels or set(channels) - set(ERROR_CHANNELS):
             raise ValueError(f"error channels are {channels}, expected some of {ERROR_CHANNELS}")
         self.names = channels
+        self.places = places
         self.register_buffer("weights", torch.ones(len(channels)))
         self.register_buffer("floors", torch.ones(len(channels)))
         self.patches = PatchDistance()
@@ -103,10 +116,9 @@ class ErrorMap(nn.Module):
                 out.append(coarse_error(x, found.coarse))
         return torch.cat(out, 1)
 
-    @staticmethod
-    def ratio(x: Tensor, found: Reconstruction) -> Tensor:
+    def ratio(self, x: Tensor, found: Reconstruction) -> Tensor:
         """What the patches are cut from, (B, 1, H, W)."""
-        return log_ratio(x, found.expected if found.coarse is None else found.coarse)
+        return log_ratio(x, found.coarse if self.places and found.coarse is not None else found.expected)
 
     def divisors(self, channels: Tensor) -> Tensor:
         """What each picture's `channels` (B, C, H, W) are divided by, (B, C, 1, 1)."""
@@ -131,7 +143,8 @@ def reconstruct(network: nn.Module, x: Tensor) -> Reconstruction:
 
 
 class InspectionGraph(nn.Module):
-    """The network wrapped into the graph's contract; its parts are shared, not copied. Without `light` pictures are taken as they are."""
+    """The network wrapped into the graph's contract; its parts are shared, not copied. Without `light` pictures are taken as they are.
+    `top`: how many of the largest values the score is the mean of, `top_pixels` where not given."""
 
     mean: Tensor
     inverse_spread: Tensor
@@ -143,6 +156,7 @@ class InspectionGraph(nn.Module):
         good: GoodSpread,
         placement: Placement,
         light: Light | None = None,
+        top: int | None = None,
     ) -> None:
         super().__init__()
         self.light = light
@@ -155,7 +169,7 @@ class InspectionGraph(nn.Module):
         )  # replicated border is no part of the part
         self.register_buffer("mean", torch.from_numpy(good.mean))
         self.register_buffer("inverse_spread", torch.from_numpy(inverse))
-        self.top_pixels = top_pixels(placement)
+        self.top_pixels = top_pixels(placement) if top is None else top
 
     def forward(self, frames: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x = frames.float().permute(0, 3, 1, 2) / 255  # Cast first: TensorRT takes no other operation on uint8
