@@ -56,13 +56,15 @@ class Look:
     network: nn.Module
     light: Light | None
     device: torch.device
+    places: bool = True
+    """False for textures; see `flawline_train.texture`."""
 
     def at(self, frames: NDArray[np.uint8]) -> Iterator[tuple[Tensor, Reconstruction]]:
         """Batches of `frames` (n, H, W, 3) as the network sees them, (B, 3, H, W), and what it makes of them."""
         for start in range(0, len(frames), _BATCH):
             x = torch.from_numpy(frames[start : start + _BATCH]).to(self.device).float().permute(0, 3, 1, 2) / 255
             seen = x if self.light is None else self.light(x)[0]
-            yield seen, reconstruct(self.network, seen)
+            yield seen, reconstruct(self.network, seen, places=self.places)
 
 
 def mixture(
@@ -73,18 +75,16 @@ def mixture(
     names: Sequence[str],
     trusted: NDArray[np.bool_],
     *,
-    places: bool = True,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> tuple[ErrorMap, NDArray[np.float32]]:
     """The error map, weighted by the `trusted` (n,) of good `frames` (n, H, W, 3), and theirs, (n, H, W).
 
-    `content`: (x, y, w, h) that shows pictures, `top_pixels`: how many of it are scored, `names`: each frame's part. Without
-    `places` all of them are alike: see `flawline_train.texture`.
+    `content`: (x, y, w, h) that shows pictures, `top_pixels`: how many of it are scored, `names`: each frame's part.
     """
     hw = (frames.shape[1], frames.shape[2])
     left, top, content_w, content_h = content
     inside = np.s_[..., top : top + content_h, left : left + content_w]
-    candidates = ErrorMap(hw, _channels(look, frames, places), places=places).to(look.device)
+    candidates = ErrorMap(hw, _channels(look, frames)).to(look.device)
     if "patches" in candidates.names:
         candidates.patches.fit(candidates.ratio(x, found) for x, found in look.at(frames[trusted]))
     good = _smoothed(candidates, look, frames, on_progress=on_progress)
@@ -93,7 +93,9 @@ def mixture(
     errors = good.relative(candidates)  # (n, C, H, W)
     # Each error in units of its own typical spread over good parts: a mixture of equal weights is rarely the best single
     # error and never the worst, so the weighing starts from it.
-    spreads = errors[inside][trusted].std(0, ddof=1).mean((1, 2)) if places else errors[inside][trusted].std((0, 2, 3))
+    spreads = (
+        errors[inside][trusted].std(0, ddof=1).mean((1, 2)) if look.places else errors[inside][trusted].std((0, 2, 3))
+    )
     units = 1 / np.maximum(spreads, 1e-8)  # (C,)
     weights = units
     if getattr(look.network, "error_channels", None) is None:
@@ -110,12 +112,12 @@ def mixture(
                 top_pixels,
                 [name for name, is_trusted in zip(names, trusted, strict=True) if is_trusted],
                 step=step,
-                places=places,
+                places=look.places,
             )
         )
     # What weighs nothing is not formed on the line either.
     used = np.flatnonzero(weights)
-    error_map = ErrorMap(hw, tuple(candidates.names[i] for i in used), places=places).to(look.device)
+    error_map = ErrorMap(hw, tuple(candidates.names[i] for i in used)).to(look.device)
     error_map.weights.copy_(torch.from_numpy(weights[used]))
     error_map.floors.copy_(torch.from_numpy(floors[used]))
     error_map.patches.load_state_dict(candidates.patches.state_dict())
@@ -259,13 +261,13 @@ class _Errors:
         return np.asarray(self.maps / divisors[:, :, None, None], np.float32)
 
 
-def _channels(look: Look, frames: NDArray[np.uint8], places: bool) -> tuple[str, ...]:
+def _channels(look: Look, frames: NDArray[np.uint8]) -> tuple[str, ...]:
     """The errors that the method asks for, else all that its reconstruction allows."""
     preferred: tuple[str, ...] | None = getattr(look.network, "error_channels", None)
     if preferred is not None:
         return preferred
     _, found = next(look.at(frames[:1]))
-    return tuple(name for name in ERROR_CHANNELS if name != "coarse" or (places and found.coarse is not None))
+    return tuple(name for name in ERROR_CHANNELS if name != "coarse" or found.coarse is not None)
 
 
 def _smoothed(

@@ -236,7 +236,7 @@ def make_batch(
     """The next `BATCH_SIZE` pictures or crops of at most `crop` pixels a side, jittered, and damaged as the method asks."""
     chosen = rng.integers(0, len(frames), BATCH_SIZE)
     pictures = [frames[i] if crop is None else _cropped(frames[i], crop, rng) for i in chosen]
-    good = np.stack([jitter(picture.astype(np.float32) / 255, rng) for picture in pictures])  # (B, H, W, 3)
+    good = np.stack([jitter(picture.astype(np.float32) / np.float32(255), rng) for picture in pictures])  # (B, H, W, 3)
     height, width = good.shape[1:3]
     inputs = target = good
     masks = np.zeros((BATCH_SIZE, height, width, 1), np.float32)

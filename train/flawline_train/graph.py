@@ -46,6 +46,8 @@ TOP_SHARE = 0.003
 MAX_TOP_PIXELS = 3840  # TensorRT's limit on TopK
 SMOOTHING_SHARE = 2 / 128
 """Standard deviation of the smoothing, as a share of the frame's long side."""
+_BATCH = 16
+_BATCH_PIXELS = _BATCH * 256 * 256
 ERROR_CHANNELS = ("absolute", "ssim", "msgms", "coarse", "patches")
 
 
@@ -77,21 +79,18 @@ class ErrorMap(nn.Module):
 
     For frames of `hw` (height, width). `channels`: which of `ERROR_CHANNELS` are formed. `weights` (C,) bring them to the
     same scale; `floors` (C,) are added to a channel's mean over the picture, whose root divides it; `patches` knows the good
-    parts' patches. See `calibrate`. Without `places`, for textures, a coarse picture of the whole is not looked at.
+    parts' patches. See `calibrate`.
     """
 
     weights: Tensor
     floors: Tensor
     taps: Tensor
 
-    def __init__(
-        self, hw: tuple[int, int], channels: tuple[str, ...] = ERROR_CHANNELS[:3], *, places: bool = True
-    ) -> None:
+    def __init__(self, hw: tuple[int, int], channels: tuple[str, ...] = ERROR_CHANNELS[:3]) -> None:
         super().__init__()
         if not channels or set(channels) - set(ERROR_CHANNELS):
             raise ValueError(f"error channels are {channels}, expected some of {ERROR_CHANNELS}")
         self.names = channels
-        self.places = places
         self.register_buffer("weights", torch.ones(len(channels)))
         self.register_buffer("floors", torch.ones(len(channels)))
         self.patches = PatchDistance()
@@ -116,9 +115,10 @@ class ErrorMap(nn.Module):
                 out.append(coarse_error(x, found.coarse))
         return torch.cat(out, 1)
 
-    def ratio(self, x: Tensor, found: Reconstruction) -> Tensor:
+    @staticmethod
+    def ratio(x: Tensor, found: Reconstruction) -> Tensor:
         """What the patches are cut from, (B, 1, H, W)."""
-        return log_ratio(x, found.coarse if self.places and found.coarse is not None else found.expected)
+        return log_ratio(x, found.expected if found.coarse is None else found.coarse)
 
     def divisors(self, channels: Tensor) -> Tensor:
         """What each picture's `channels` (B, C, H, W) are divided by, (B, C, 1, 1)."""
@@ -136,15 +136,19 @@ class ErrorMap(nn.Module):
         return self.smooth((channels * factors).sum(1, keepdim=True))
 
 
-def reconstruct(network: nn.Module, x: Tensor) -> Reconstruction:
-    """What `network` makes of x (B, 3, H, W), its picture clamped to 0-1; a plain module's output is its picture."""
-    found = network.reconstruct(x) if isinstance(network, Autoencoder) else Reconstruction(network(x))
+def reconstruct(network: nn.Module, x: Tensor, *, places: bool = True) -> Reconstruction:
+    """What `network` makes of x (B, 3, H, W), its picture clamped to 0-1; a plain module's output is its picture.
+
+    Without `places`, for textures, there is no coarse picture: what the whole lets expect at a place means nothing.
+    """
+    whole = places and isinstance(network, Autoencoder)
+    found = cast(Autoencoder, network).reconstruct(x) if whole else Reconstruction(network(x))
     return found._replace(expected=found.expected.clamp(0, 1))
 
 
 class InspectionGraph(nn.Module):
     """The network wrapped into the graph's contract; its parts are shared, not copied. Without `light` pictures are taken as they are.
-    `top`: how many of the largest values the score is the mean of, `top_pixels` where not given."""
+    `places`: False for textures, whose score is that of the worst tile."""
 
     mean: Tensor
     inverse_spread: Tensor
@@ -156,7 +160,8 @@ class InspectionGraph(nn.Module):
         good: GoodSpread,
         placement: Placement,
         light: Light | None = None,
-        top: int | None = None,
+        *,
+        places: bool = True,
     ) -> None:
         super().__init__()
         self.light = light
@@ -169,12 +174,13 @@ class InspectionGraph(nn.Module):
         )  # replicated border is no part of the part
         self.register_buffer("mean", torch.from_numpy(good.mean))
         self.register_buffer("inverse_spread", torch.from_numpy(inverse))
-        self.top_pixels = top_pixels(placement) if top is None else top
+        self.top_pixels = top_pixels(placement) if places else tile_top_pixels(placement)
+        self.places = places
 
     def forward(self, frames: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x = frames.float().permute(0, 3, 1, 2) / 255  # Cast first: TensorRT takes no other operation on uint8
         x, gain = (x, None) if self.light is None else self.light(x)
-        found = reconstruct(self.network, x)
+        found = reconstruct(self.network, x, places=self.places)
         heatmaps = (self.error_map(x, found)[:, 0] - self.mean) * self.inverse_spread  # (N, H, W)
         scores = torch.topk(heatmaps.flatten(1), self.top_pixels, dim=1).values.mean(1)
         shown = found.expected if gain is None else (found.expected * gain).clamp(max=1)
@@ -222,5 +228,7 @@ def onnx_from_graph(graph: InspectionGraph) -> bytes:
 def run_graph(graph: InspectionGraph, frames: NDArray[np.uint8]) -> tuple[NDArray[np.float32], ...]:
     """The graph in torch: scores (N,), heatmaps (N, H, W), expected (N, H, W, 3)."""
     device = graph.mean.device
-    parts = [graph(torch.from_numpy(frames[i : i + 16]).to(device)) for i in range(0, len(frames), 16)]
+    # Fewer of larger frames at once, or they fill the memory.
+    batch = min(_BATCH, max(1, _BATCH_PIXELS // (frames.shape[1] * frames.shape[2])))
+    parts = [graph(torch.from_numpy(frames[i : i + batch]).to(device)) for i in range(0, len(frames), batch)]
     return tuple(torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True))

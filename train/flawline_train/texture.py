@@ -53,15 +53,16 @@ def calibrate_texture(
     crops, crop_of = _crops(frames, placement, light)
     crop_h, crop_w = crops.shape[1:3]
     error_map, _ = mixture(
-        Look(network, None, device),
+        Look(network, None, device, places=False),
         crops,
         (0, 0, crop_w, crop_h),
         tile_top_pixels(placement),
         names[crop_of].tolist(),
         without(names, doubted)[crop_of],
-        places=False,
     )
-    tops, means, variances = _looked_at(error_map, Look(network, light, device), frames, placement, on_progress)
+    tops, means, variances = _looked_at(
+        error_map, Look(network, light, device, places=False), frames, placement, on_progress
+    )
 
     def scored(kept: NDArray[np.bool_]) -> NDArray[np.float32]:
         good = Moments(means[kept], variances[kept])

@@ -170,6 +170,8 @@ class ReportData:
     promises: tuple[str, ...] = ()
     """Further sentences on what is promised or estimated."""
     notes: tuple[str, ...] = field(default=())
+    kind: str = "object"
+    """Or `texture`: see `flawline_train.kind`."""
 
 
 def report_of_manifest(manifest: Manifest) -> ReportData:
@@ -183,6 +185,7 @@ def report_of_manifest(manifest: Manifest) -> ReportData:
         method=manifest.method.name,
         parameters=dict(manifest.method.parameters),
         frame_wh=(frame.width, frame.height),
+        kind=frame.kind,
         picture_wh=frame.picture_wh,
         roi=frame.roi,
         threshold=calibration.threshold,
