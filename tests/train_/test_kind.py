@@ -10,7 +10,8 @@ import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from tests.train_.parts import varied_parts, write, write_parts
+from tests.train_.parts import varied_parts, write
+from tests.train_.test_screening import options
 from tests.train_.textures import grained, noise, vignetted, woven
 
 from flawline_inspect.errors import InputError
@@ -116,22 +117,16 @@ def test_what_cannot_be_is_refused_before_reading(tmp_path: Path, changes: dict[
         train(tmp_path / "none", tmp_path / "x.flawline", **{**SMALL, "kind": "texture", **changes})
 
 
-def test_a_method_of_whole_frames_makes_objects_of_all(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("changes", "kind"),
+    [
+        ({}, "auto"),
+        ({"kind": "texture"}, "texture"),
+        ({"method": "convolutional"}, "object"),
+        ({"method": "convolutional", "kind": "object"}, "object"),
+        ({"align": "shift"}, "object"),
+    ],
+)
+def test_where_only_an_object_can_be_nothing_is_measured(tmp_path: Path, changes: dict[str, Any], kind: str) -> None:
     """`auto` never refuses."""
-    good = written(tmp_path / "cloth", woven(8, 96))
-    training = train(good, tmp_path / "x.flawline", method="convolutional", dry_run=True, size=32, **SMALL)
-    assert training.bundle.manifest.frame.kind == "object"
-
-
-def test_an_object_is_what_it_was(tmp_path: Path) -> None:
-    """Parts are taken for objects by default, and the bundle says so."""
-    good = write_parts(tmp_path / "good", 12)
-    by_default, told = (
-        train(good, tmp_path / "x.flawline", dry_run=True, size=32, **{**SMALL, **kind}).bundle.manifest
-        for kind in ({}, {"kind": "object"})
-    )
-    assert by_default.frame.kind == told.frame.kind == "object"
-    assert by_default.calibration == told.calibration and by_default.golden == told.golden
-    assert {name: entry for name, entry in by_default.members.items() if name.startswith("model")} == {
-        name: entry for name, entry in told.members.items() if name.startswith("model")
-    }
+    assert options(tmp_path, **{"kind": "auto", **changes}).kind_to_find == kind

@@ -14,13 +14,13 @@ def _pictures(greys: list[NDArray[np.float64]]) -> U8:
 
 
 def woven(n: int, side: int = 512, seed: int = 0) -> U8:
-    """Threads of about twelve pixels that begin anywhere."""
+    """Threads of about eight pixels that begin anywhere."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:side, :side]
     out = []
     for _ in range(n):
-        begin, period = rng.uniform(0, 2 * np.pi, 2), 12 * rng.uniform(0.98, 1.02)
-        threads = np.sin(2 * np.pi * x / period + begin[0]) * np.sign(np.sin(2 * np.pi * y / period + begin[1]))
+        begin, period = rng.uniform(0, 2 * np.pi, 2), 8 * rng.uniform(0.98, 1.02)
+        threads = np.sin(2 * np.pi * x / period + begin[0]) * np.sin(2 * np.pi * y / period + begin[1])
         out.append(128 + 35 * threads + rng.normal(0, 8, (side, side)))
     return _pictures(out)
 
