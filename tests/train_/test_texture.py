@@ -9,14 +9,14 @@ from numpy.typing import NDArray
 from tests.train_.parts import Blur
 from tests.train_.textures import noise, with_hole
 
-from flawline_inspect.calibration import Moments, fit_pooled, leave_one_out_pooled
+from flawline_inspect.calibration import GoodSpread, Moments, fit_pooled, leave_one_out_pooled
 from flawline_inspect.errors import InputError
 from flawline_inspect.frame import Placement
 from flawline_train.autoencoders import FilteringAutoencoder
 from flawline_train.autoencoders.methods import METHODS, build
 from flawline_train.fit import FROM_SCRATCH, Budget, batch_rng, fit, make_batch
 from flawline_train.graph import InspectionGraph, run_graph, tile_top_pixels, top_pixels
-from flawline_train.texture import calibrate_texture
+from flawline_train.texture import EDGE, calibrate_texture
 from flawline_train.trainer import identity_of
 
 U8 = NDArray[np.uint8]
@@ -130,17 +130,23 @@ def test_errors_that_never_vary_have_a_spread_all_the_same() -> None:
 
 
 def test_scores_are_those_of_a_graph_that_never_saw_the_part() -> None:
-    """To the digit: what is kept of a map is enough. And the graph's maps are the same for all places."""
+    """To the digit: what is kept of a map is enough. The graph's maps know two kinds of places, the edge and all others."""
     frames, where = noise(7, 160), placement((160, 160))
     frames[3] = np.clip(frames[3] * 1.2, 0, 255)
     parts = ["a", "b", "c", "d", "d", "e", "f"]
     found = calibrate_texture(Blur(), frames, where, false_reject_target=0.1, parts=parts, keep_suspects=True)
-    assert np.ptp(found.good.mean) == np.ptp(found.good.spread) == 0 and found.good.mean.shape == (160, 160)
-    raw = fit_pooled(np.zeros((3, 160, 160), np.float32))
-    raw = type(raw)(np.zeros((160, 160), np.float32), np.ones((160, 160), np.float32))
+    edge = np.ones((160, 160), np.bool_)
+    edge[EDGE:-EDGE, EDGE:-EDGE] = False
+    for maps in (found.good.mean, found.good.spread):
+        assert np.ptp(maps[edge]) == np.ptp(maps[~edge]) == 0
+    raw = GoodSpread(np.zeros((160, 160), np.float32), np.ones((160, 160), np.float32))
     _, errors, _ = run_graph(InspectionGraph(Blur(), found.error_map, raw, where, places=False), frames)
     for i, part in enumerate(parts):
-        without = fit_pooled(errors[[name != part for name in parts]])
+        others = errors[[name != part for name in parts]]
+        without = GoodSpread(np.empty((160, 160), np.float32), np.empty((160, 160), np.float32))
+        for region in (edge, ~edge):
+            pooled = fit_pooled(others[:, region][:, None])
+            without.mean[region], without.spread[region] = pooled.mean[0], pooled.spread[0]
         graph = InspectionGraph(Blur(), found.error_map, without, where, places=False)
         assert run_graph(graph, frames[i : i + 1])[0][0] == pytest.approx(found.scores[i], rel=1e-3)
 
