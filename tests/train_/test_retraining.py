@@ -121,6 +121,7 @@ def test_grandparents_are_not_forgotten(case: Case, tmp_path: Path) -> None:
         ({"width": 8}, "--width is 8, but the model of --from .* has 4"),
         ({"size": 64}, "--size is 64, but the model of --from .* has 32"),
         ({"align": "rotate"}, "--align is rotate, but the model of --from .* has none"),
+        ({"kind": "texture"}, "--kind is texture, but the model of --from .* has object"),
     ],
 )  # fmt: skip
 def test_a_contradiction_is_refused_before_reading(

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from tests.train_.parts import Blur
-from tests.train_.textures import noise, with_hole
+from tests.train_.parts import Blur, write
+from tests.train_.textures import noise, with_hole, woven
 
+from flawline_engines import open_engine
+from flawline_inspect.bundle import Bundle
 from flawline_inspect.calibration import GoodSpread, Moments, fit_pooled, leave_one_out_pooled
 from flawline_inspect.errors import InputError
 from flawline_inspect.frame import Placement
+from flawline_train import train
 from flawline_train.autoencoders import FilteringAutoencoder
 from flawline_train.autoencoders.methods import METHODS, build
 from flawline_train.fit import FROM_SCRATCH, Budget, batch_rng, fit, make_batch
 from flawline_train.graph import InspectionGraph, run_graph, tile_top_pixels, top_pixels
+from flawline_train.retraining import Previous
 from flawline_train.texture import EDGE, calibrate_texture
 from flawline_train.trainer import identity_of
 
@@ -166,3 +172,22 @@ def test_a_doubted_part_shapes_nothing() -> None:
     a, b = (calibrate_texture(Blur(), given, where, false_reject_target=0.1, doubted=["5"]) for given in (frames, odd))
     np.testing.assert_allclose(a.good.mean, b.good.mean, rtol=1e-6)
     torch.testing.assert_close(a.error_map.weights, b.error_map.weights)
+
+
+def test_a_texture_becomes_a_bundle(tmp_path: Path) -> None:
+    """Found by `auto`, run by an engine with the scores that it was calibrated to, and trained further as what it is."""
+    for i, picture in enumerate(woven(10, 160)):
+        write(tmp_path / "cloth" / f"{i}.png", picture)
+    training = train(tmp_path / "cloth", tmp_path / "x.flawline", steps=2, width=4, device="cpu", report=False)
+    bundle = Bundle.open(tmp_path / "x.flawline")
+    frame = bundle.manifest.frame
+    assert (frame.kind, frame.width, frame.height) == ("texture", 160, 160)
+    assert any("kind texture" in note for note in training.notes)
+    assert "texture" in bundle.manifest.card.limits
+    with open_engine(bundle, "onnxruntime") as engine:
+        for golden in bundle.golden():
+            assert engine.infer(golden.fitted[None]).scores[0] == pytest.approx(golden.score, rel=1e-4)
+    previous = Previous(tmp_path / "x.flawline")
+    assert previous.kind == "texture"
+    with pytest.raises(InputError, match="--kind is object, but the model of --from .* has texture"):
+        previous.check(method=None, width=None, size=None, align="auto", kind="object")
