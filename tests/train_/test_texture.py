@@ -195,7 +195,7 @@ def test_a_texture_becomes_a_bundle(tmp_path: Path) -> None:
             assert engine.infer(golden.fitted[None]).scores[0] == pytest.approx(golden.score, rel=1e-4)
     previous = Previous(tmp_path / "x.flawline")
     assert previous.kind == "texture"
-    with pytest.raises(InputError, match="--kind is object, but the model of --from .* has texture"):
+    with pytest.raises(InputError, match=r"--kind is object, but the model of --from .* has texture"):
         previous.check(method=None, width=None, size=None, align="auto", kind="object")
 
 
