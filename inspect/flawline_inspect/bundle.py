@@ -130,6 +130,8 @@ class FrameSection(_Section):
     """None in bundles of before there was alignment."""
     stretch: bool = False
     """False in bundles of before pictures could fill the frame."""
+    kind: Literal["object", "texture"] = "object"
+    """Whether places differ or all are judged alike; see `flawline_train.kind`. `object` in bundles of before there were textures."""
 
     @model_validator(mode="after")
     def _stretches_or_aligns(self) -> FrameSection:

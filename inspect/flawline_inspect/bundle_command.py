@@ -56,6 +56,7 @@ def show(bundle: Path, /, *, json: bool = False, report: Path | None = None) -> 
         "model": f"{opened.model_id} (made {manifest.created} by flawline {manifest.versions.get('flawline', '?')})",
         "method": f"{manifest.method.name}: {parameters}",
         "frame": f"{frame.width} x {frame.height} px BGR, from pictures of {frame.picture_wh[0]} x {frame.picture_wh[1]}",
+        "kind": frame.kind,
         "alignment": _alignment(frame.align),
         "region": "whole picture" if frame.roi is None else f"x, y, width, height = {list(frame.roi)}",
         "health": _health(opened.health),

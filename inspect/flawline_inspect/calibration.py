@@ -3,6 +3,8 @@
 A picture standardised with statistics that contain it can never stand out: with n pictures no |z| exceeds
 (n - 1) / sqrt(n). So each held-out good picture is scored with mean and spread of the *other parts* (leave-one-out, in
 closed form), the threshold comes from those scores, and only the maps that go into the graph use all pictures.
+
+A texture has no places: there, mean and spread are those of all places of the other parts' error maps together.
 """
 
 from __future__ import annotations
@@ -16,7 +18,15 @@ from numpy.typing import NDArray
 
 from flawline_inspect.errors import InputError
 
-__all__ = ["MIN_CALIBRATION_PICTURES", "GoodSpread", "fit_spread", "leave_one_out"]
+__all__ = [
+    "MIN_CALIBRATION_PICTURES",
+    "GoodSpread",
+    "Moments",
+    "fit_pooled",
+    "fit_spread",
+    "leave_one_out",
+    "leave_one_out_pooled",
+]
 
 MIN_CALIBRATION_PICTURES = 3
 """Below this the leave-one-out spread does not exist."""
@@ -30,6 +40,10 @@ POOL_SHARE = 1 / 12
 FLOOR_SHARE = 0.3
 """No pixel's spread falls below this share of the frame's mean spread: a pixel that happened never to vary in a few
 pictures must not turn sensor noise into a defect."""
+
+
+_NO_VARIANCE = 1e-16
+"""Below the rounding of float32; taken where error maps do not vary at all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +91,69 @@ def leave_one_out(errors: NDArray[np.float32], parts: Sequence[Hashable] | None 
     return out
 
 
+@dataclass(frozen=True, slots=True)
+class Moments:
+    """Mean and variance of each of n >= 3 held-out good pictures' error maps over all its places, (n,) each: all that calibration
+    without places needs to know of them. Raises `InputError` for fewer, and for what is no number."""
+
+    means: NDArray[np.float64]
+    variances: NDArray[np.float64]
+
+    def __post_init__(self) -> None:
+        if len(self.means) < MIN_CALIBRATION_PICTURES:
+            raise InputError(
+                f"there are error maps of {len(self.means)} pictures, expected at least {MIN_CALIBRATION_PICTURES}"
+            )
+        if not (np.isfinite(self.means).all() and np.isfinite(self.variances).all()):
+            raise InputError("error maps of good pictures contain non-finite values: the autoencoder diverged")
+
+    def pooled(self) -> tuple[float, float]:
+        """Mean and spread over all places of all pictures; spread > 0."""
+        return _pooled(self.means, self.variances)
+
+    def spread(self, hw: tuple[int, int]) -> GoodSpread:
+        """The same for every place of (H, W)."""
+        mean, spread = self.pooled()
+        return GoodSpread(np.full(hw, mean, np.float32), np.full(hw, spread, np.float32))
+
+    def leave_one_out(self, parts: Sequence[Hashable] | None = None) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """For each picture mean and spread over all places of the other parts' pictures, (n,) each; `parts` and errors as in
+        the function of this name."""
+        n = len(self.means)
+        names: dict[Hashable, int] = {}
+        part_of = np.array([names.setdefault(part, len(names)) for part in (range(n) if parts is None else parts)])
+        out = np.empty((2, n))
+        for part in range(len(names)):
+            own = part_of == part
+            if n - own.sum() < 2:
+                raise InputError(
+                    f"{own.sum()} of {n} calibration pictures show one part, expected at least 2 of other parts"
+                )
+            out[:, own] = np.array(_pooled(self.means[~own], self.variances[~own]))[:, None]
+        return out[0], out[1]
+
+
+def fit_pooled(errors: NDArray[np.float32]) -> GoodSpread:
+    """As `fit_spread`, for textures: one mean and one spread for all places."""
+    return _moments(errors).spread((errors.shape[1], errors.shape[2]))
+
+
+def leave_one_out_pooled(errors: NDArray[np.float32], parts: Sequence[Hashable] | None = None) -> NDArray[np.float32]:
+    """As `leave_one_out`, for textures."""
+    means, spreads = _moments(errors).leave_one_out(parts)
+    return np.asarray((errors - means[:, None, None]) / spreads[:, None, None], np.float32)
+
+
+def _moments(errors: NDArray[np.float32]) -> Moments:
+    values = _checked(errors).reshape(len(errors), -1)
+    return Moments(values.mean(1), values.var(1))
+
+
+def _pooled(means: NDArray[np.float64], variances: NDArray[np.float64]) -> tuple[float, float]:
+    """What varies within pictures and what varies between them, both count."""
+    return float(means.mean()), float(np.sqrt(max(variances.mean() + means.var(ddof=1), _NO_VARIANCE)))
+
+
 def _checked(errors: NDArray[np.float32]) -> NDArray[np.float64]:
     if errors.ndim != 3 or len(errors) < MIN_CALIBRATION_PICTURES:
         raise InputError(
@@ -92,5 +169,5 @@ def _shrunk(mean: NDArray[np.float64], variance: NDArray[np.float64], n: int) ->
     side = max(3, round(max(variance.shape) * POOL_SHARE) | 1)
     pooled = cv2.blur(variance, (side, side), borderType=cv2.BORDER_REFLECT)
     shrunk = (n * variance + SHRINK_PICTURES * pooled) / (n + SHRINK_PICTURES)
-    floor = FLOOR_SHARE**2 * max(float(variance.mean()), 1e-16)
+    floor = FLOOR_SHARE**2 * max(float(variance.mean()), _NO_VARIANCE)
     return GoodSpread(mean.astype(np.float32), np.sqrt(np.maximum(shrunk, floor)).astype(np.float32))

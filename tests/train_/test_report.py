@@ -523,7 +523,7 @@ def test_training_writes_both_reports(case: Case) -> None:
     for page in (inside, beside):
         assert_loads_nothing(page)
         assert page.sections.keys() == {
-            "headline", "scores", "pictures", "suspects", "latent", "variation", "training", "card", "data"
+            "headline", "scores", "pictures", "suspects", "unusual", "latent", "variation", "training", "card", "data"
         }  # fmt: skip
         assert bundle.manifest.members[MODEL].sha256 in page.text("headline")
         assert "32 × 32" in page.text("headline") and "<i>broken.png" in page.text("data")
@@ -638,7 +638,8 @@ def test_test_pictures_of_a_training_are_on_the_map(
     dataset = write_set(tmp_path / "set", on_parts=True)
     result = evaluate(made.bundle, dataset, engine="onnxruntime", on_judged=pictures.add)
     reference = part(7, (32, 32))
-    data = collect_training(*positional, **named, judged=(pictures, result), reference=reference, promises=["kept"])
+    shown: dict[str, Any] = {"judged": (pictures, result), "reference": reference, "promises": ["kept"]}
+    data = collect_training(*positional, **{**named, **shown})
     assert data.curves is not None and data.curves.n_bad == 8
     assert {one.role for one in data.scored} == {"train", "held_out", "test_good", "defect"}
     assert all(one.place for one in data.scored) and len(data.scored) == 8 + 16

@@ -121,6 +121,7 @@ def test_grandparents_are_not_forgotten(case: Case, tmp_path: Path) -> None:
         ({"width": 8}, "--width is 8, but the model of --from .* has 4"),
         ({"size": 64}, "--size is 64, but the model of --from .* has 32"),
         ({"align": "rotate"}, "--align is rotate, but the model of --from .* has none"),
+        ({"kind": "texture"}, "--kind is texture, but the model of --from .* has object"),
     ],
 )  # fmt: skip
 def test_a_contradiction_is_refused_before_reading(
@@ -136,8 +137,8 @@ def test_a_contradiction_is_refused_before_reading(
 def test_what_agrees_may_be_said_again(case: Case) -> None:
     """Or left away."""
     previous = Previous(case.old)
-    previous.check(method="filtering", width=4, size=previous.size, align="none")
-    previous.check(method=None, width=None, size=None, align="auto")
+    previous.check(method="filtering", width=4, size=previous.size, align="none", kind="object")
+    previous.check(method=None, width=None, size=None, align="auto", kind="auto")
 
 
 def test_no_bundle_and_an_unlike_region_are_refused(case: Case, tmp_path: Path) -> None:

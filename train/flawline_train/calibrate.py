@@ -17,9 +17,9 @@ from flawline_train.autoencoders import Reconstruction
 from flawline_train.graph import ERROR_CHANNELS, ErrorMap, reconstruct, top_pixels
 from flawline_train.light import Light
 from flawline_train.threshold import Threshold, threshold_from_scores
-from flawline_train.weighing import STEP, damaged_copies, weigh
+from flawline_train.weighing import damaged_copies, step_of, weigh
 
-__all__ = ["Calibration", "MapCalibration", "calibrate", "calibrate_maps"]
+__all__ = ["Calibration", "Look", "MapCalibration", "calibrate", "calibrate_maps", "mixture", "settle", "without"]
 
 _BATCH = 16
 
@@ -49,6 +49,81 @@ class Calibration(MapCalibration):
     error_map: ErrorMap
 
 
+@dataclass(frozen=True, slots=True)
+class Look:
+    """Looks at frames as the graph does."""
+
+    network: nn.Module
+    light: Light | None
+    device: torch.device
+    places: bool = True
+    """False for textures; see `flawline_train.texture`."""
+
+    def at(self, frames: NDArray[np.uint8]) -> Iterator[tuple[Tensor, Reconstruction]]:
+        """Batches of `frames` (n, H, W, 3) as the network sees them, (B, 3, H, W), and what it makes of them."""
+        for start in range(0, len(frames), _BATCH):
+            x = torch.from_numpy(frames[start : start + _BATCH]).to(self.device).float().permute(0, 3, 1, 2) / 255
+            seen = x if self.light is None else self.light(x)[0]
+            yield seen, reconstruct(self.network, seen, places=self.places)
+
+
+def mixture(
+    look: Look,
+    frames: NDArray[np.uint8],
+    content: tuple[int, int, int, int],
+    top_pixels: int,
+    names: Sequence[str],
+    trusted: NDArray[np.bool_],
+    *,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> tuple[ErrorMap, NDArray[np.float32]]:
+    """The error map, weighted by the `trusted` (n,) of good `frames` (n, H, W, 3), and theirs, (n, H, W).
+
+    `content`: (x, y, w, h) that shows pictures, `top_pixels`: how many of it are scored, `names`: each frame's part.
+    """
+    hw = (frames.shape[1], frames.shape[2])
+    left, top, content_w, content_h = content
+    inside = np.s_[..., top : top + content_h, left : left + content_w]
+    candidates = ErrorMap(hw, _channels(look, frames)).to(look.device)
+    if "patches" in candidates.names:
+        candidates.patches.fit(candidates.ratio(x, found) for x, found in look.at(frames[trusted]))
+    good = _smoothed(candidates, look, frames, on_progress=on_progress)
+    floors = np.maximum(FLOOR_SHARE * good.means[trusted].mean(0), SMALLEST_FLOOR)
+    candidates.floors.copy_(torch.from_numpy(floors))
+    errors = good.relative(candidates)  # (n, C, H, W)
+    # Each error in units of its own typical spread over good parts: a mixture of equal weights is rarely the best single
+    # error and never the worst, so the weighing starts from it.
+    spreads = (
+        errors[inside][trusted].std(0, ddof=1).mean((1, 2)) if look.places else errors[inside][trusted].std((0, 2, 3))
+    )
+    units = 1 / np.maximum(spreads, 1e-8)  # (C,)
+    weights = units
+    if getattr(look.network, "error_channels", None) is None:
+        step = step_of(hw)
+        coarser = np.s_[..., top : top + content_h : step, left : left + content_w : step]
+        copies = damaged_copies(frames[trusted], content)
+        damaged = _smoothed(candidates, look, copies, coarser).relative(candidates)
+        in_units = units.astype(np.float32)[:, None, None]
+        weights = units * np.array(
+            weigh(
+                candidates.names,
+                errors[coarser][trusted] * in_units,
+                damaged * in_units,
+                top_pixels,
+                [name for name, is_trusted in zip(names, trusted, strict=True) if is_trusted],
+                step=step,
+                places=look.places,
+            )
+        )
+    # What weighs nothing is not formed on the line either.
+    used = np.flatnonzero(weights)
+    error_map = ErrorMap(hw, tuple(candidates.names[i] for i in used)).to(look.device)
+    error_map.weights.copy_(torch.from_numpy(weights[used]))
+    error_map.floors.copy_(torch.from_numpy(floors[used]))
+    error_map.patches.load_state_dict(candidates.patches.state_dict())
+    return error_map, np.einsum("nchw,c->nhw", errors, weights).astype(np.float32)
+
+
 @torch.inference_mode()
 def calibrate(
     network: nn.Module,
@@ -72,46 +147,12 @@ def calibrate(
     training again without it can tell. `light`: brings the frames to the light that the network was trained in.
     """
     device = next(network.parameters()).device
-    hw = (frames.shape[1], frames.shape[2])
     names = [str(i) for i in range(len(frames))] if parts is None else list(parts)
-    left, top, content_w, content_h = placement.content
-    inside = np.s_[..., top : top + content_h, left : left + content_w]
-
-    look = _Look(network, light, device)
-    trusted = _without(np.array(names), doubted)
-    candidates = ErrorMap(hw, _channels(look, frames)).to(device)
-    if "patches" in candidates.names:
-        candidates.patches.fit(candidates.ratio(x, found) for x, found in look.at(frames[trusted]))
-    good = _smoothed(candidates, look, frames, on_progress=on_progress)
-    floors = np.maximum(FLOOR_SHARE * good.means[trusted].mean(0), SMALLEST_FLOOR)
-    candidates.floors.copy_(torch.from_numpy(floors))
-    errors = good.relative(candidates)  # (n, C, H, W)
-    # Each error in units of its own typical spread over good parts: a mixture of equal weights is rarely the best single
-    # error and never the worst, so the weighing starts from it.
-    units = 1 / np.maximum(errors[inside][trusted].std(0, ddof=1).mean((1, 2)), 1e-8)  # (C,)
-    weights = units
-    if getattr(network, "error_channels", None) is None:
-        coarser = np.s_[..., top : top + content_h : STEP, left : left + content_w : STEP]
-        copies = damaged_copies(frames[trusted], placement.content)
-        damaged = _smoothed(candidates, look, copies, coarser).relative(candidates)
-        in_units = units.astype(np.float32)[:, None, None]
-        weights = units * np.array(
-            weigh(
-                candidates.names,
-                errors[coarser][trusted] * in_units,
-                damaged * in_units,
-                top_pixels(placement),
-                [name for name, is_trusted in zip(names, trusted, strict=True) if is_trusted],
-            )
-        )
-    # What weighs nothing is not formed on the line either.
-    used = np.flatnonzero(weights)
-    error_map = ErrorMap(hw, tuple(candidates.names[i] for i in used)).to(device)
-    error_map.weights.copy_(torch.from_numpy(weights[used]))
-    error_map.floors.copy_(torch.from_numpy(floors[used]))
-    error_map.patches.load_state_dict(candidates.patches.state_dict())
-    combined = np.einsum("nchw,c->nhw", errors, weights).astype(np.float32)
-
+    look = Look(network, light, device)
+    trusted = without(np.array(names), doubted)
+    error_map, combined = mixture(
+        look, frames, placement.content, top_pixels(placement), names, trusted, on_progress=on_progress
+    )
     maps = calibrate_maps(
         combined,
         placement,
@@ -136,12 +177,46 @@ def calibrate_maps(
 ) -> MapCalibration:
     """Calibrate with the raw error maps (n, H, W) of held-out good pictures, whoever made them. Arguments as in `calibrate`."""
     names = np.array([str(i) for i in range(len(errors))] if parts is None else list(parts))
-    distinct = list(dict.fromkeys(names.tolist()))
 
     def judged(heatmaps: NDArray[np.float32]) -> NDArray[np.float32]:
         left, top, content_w, content_h = placement.content
         pixels = heatmaps[:, top : top + content_h, left : left + content_w].reshape(len(heatmaps), -1)
         return np.sort(pixels, 1)[:, -top_pixels(placement) :].mean(1, dtype=np.float32)
+
+    def scored(kept: NDArray[np.bool_]) -> NDArray[np.float32]:
+        scores = np.empty(len(errors), np.float32)
+        scores[kept] = judged(leave_one_out(errors[kept], names[kept].tolist()))
+        if not kept.all():
+            scores[~kept] = judged(fit_spread(errors[kept]).standardise(errors[~kept]))
+        return scores
+
+    return settle(
+        names,
+        scored,
+        lambda kept: fit_spread(errors[kept]),
+        false_reject_target=false_reject_target,
+        doubted=doubted,
+        keep_suspects=keep_suspects,
+        cross_fitted=cross_fitted,
+    )
+
+
+def settle(
+    names: NDArray[np.str_],
+    scored: Callable[[NDArray[np.bool_]], NDArray[np.float32]],
+    fitted: Callable[[NDArray[np.bool_]], GoodSpread],
+    *,
+    false_reject_target: float,
+    doubted: Collection[str],
+    keep_suspects: bool,
+    cross_fitted: NDArray[np.floating] | None,
+) -> MapCalibration:
+    """The threshold, and who of the n pictures shapes the maps: neither `doubted` parts nor suspects that the threshold skips.
+
+    `names` (n,): each picture's part. `scored` and `fitted` make scores (n,) and maps out of those of the pictures that are kept,
+    (n,) boolean. The others as in `calibrate`.
+    """
+    distinct = list(dict.fromkeys(names.tolist()))
 
     def cut() -> tuple[NDArray[np.float32], Threshold]:
         by_part = np.array([scores[names == part].max() for part in distinct], np.float32)
@@ -154,26 +229,19 @@ def calibrate_maps(
         )
         return by_part, found
 
-    def scored(kept: NDArray[np.bool_]) -> NDArray[np.float32]:
-        scores = np.empty(len(errors), np.float32)
-        scores[kept] = judged(leave_one_out(errors[kept], names[kept].tolist()))
-        if not kept.all():
-            scores[~kept] = judged(fit_spread(errors[kept]).standardise(errors[~kept]))
-        return scores
-
-    kept = _without(names, doubted)
+    kept = without(names, doubted)
     scores = scored(kept)
     part_scores, threshold = cut()
-    without_skipped = _without(names, {*doubted, *(distinct[i] for i in threshold.skipped)})
+    without_skipped = without(names, {*doubted, *(distinct[i] for i in threshold.skipped)})
     if not np.array_equal(without_skipped, kept):
         # What is skipped must not hide defects by its spread either: one odd arm makes every missing arm usual.
         kept = without_skipped
         scores = scored(kept)
         part_scores, threshold = cut()
-    return MapCalibration(fit_spread(errors[kept]), scores, tuple(distinct), part_scores, threshold)
+    return MapCalibration(fitted(kept), scores, tuple(distinct), part_scores, threshold)
 
 
-def _without(names: NDArray[np.str_], parts: Collection[str]) -> NDArray[np.bool_]:
+def without(names: NDArray[np.str_], parts: Collection[str]) -> NDArray[np.bool_]:
     """Which of the pictures show none of these parts; all of them where too few would be left."""
     left = ~np.isin(names, list(parts))
     return left if len(set(names[left])) >= MIN_CALIBRATION_PICTURES else np.ones(len(names), np.bool_)
@@ -193,23 +261,7 @@ class _Errors:
         return np.asarray(self.maps / divisors[:, :, None, None], np.float32)
 
 
-@dataclass(frozen=True, slots=True)
-class _Look:
-    """Looks at frames as the graph does."""
-
-    network: nn.Module
-    light: Light | None
-    device: torch.device
-
-    def at(self, frames: NDArray[np.uint8]) -> Iterator[tuple[Tensor, Reconstruction]]:
-        """Batches of `frames` (n, H, W, 3) as the network sees them, (B, 3, H, W), and what it makes of them."""
-        for start in range(0, len(frames), _BATCH):
-            x = torch.from_numpy(frames[start : start + _BATCH]).to(self.device).float().permute(0, 3, 1, 2) / 255
-            seen = x if self.light is None else self.light(x)[0]
-            yield seen, reconstruct(self.network, seen)
-
-
-def _channels(look: _Look, frames: NDArray[np.uint8]) -> tuple[str, ...]:
+def _channels(look: Look, frames: NDArray[np.uint8]) -> tuple[str, ...]:
     """The errors that the method asks for, else all that its reconstruction allows."""
     preferred: tuple[str, ...] | None = getattr(look.network, "error_channels", None)
     if preferred is not None:
@@ -220,7 +272,7 @@ def _channels(look: _Look, frames: NDArray[np.uint8]) -> tuple[str, ...]:
 
 def _smoothed(
     error_map: ErrorMap,
-    look: _Look,
+    look: Look,
     frames: NDArray[np.uint8],
     keep: tuple[EllipsisType | slice, ...] = (...,),
     *,

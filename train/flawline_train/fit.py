@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flawline_inspect.errors import InputError
+from flawline_inspect.frame import FRAME_MULTIPLE
 from flawline_train.autoencoders import Autoencoder, Batch, Corruption
 from flawline_train.corruption import corrupt, jitter
 
@@ -154,6 +155,7 @@ def fit(
     checkpoint: Path | None = None,
     resume: bool = False,
     tensorboard: Path | None = None,
+    crop: int | None = None,
 ) -> FitResult:
     """Train `network` in place on good `frames` (n, H, W, 3) BGR uint8; leaves it in evaluation mode on `device`.
 
@@ -167,15 +169,22 @@ def fit(
     `checkpoint`: a folder in which the training is saved every two minutes and at its end; with `resume` it goes on from there,
     and what an earlier run has spent of the budget is spent. `tensorboard`: a folder for TensorBoard's files.
 
+    `crop`: learn from random crops of at most so many pixels a side, a multiple of 16, so that a step costs the same however
+    large the frames; for networks of `any_size`.
+
     At the end, averaged and in evaluation mode, the network is finished: `Autoencoder.finish` with the good pictures.
 
     Raises `FlawlineError` when the loss is no longer finite or a process fails, `InputError` for a checkpoint that is missing or
-    another training's, and for devices that are not there.
+    another training's, for devices that are not there, and for crops that the network cannot learn from.
     """
+    if crop is not None and (crop < FRAME_MULTIPLE or crop % FRAME_MULTIPLE or not network.any_size):
+        raise InputError(
+            f"crop is {crop} for a {type(network).__name__}, expected a multiple of {FRAME_MULTIPLE} and a network of any size"
+        )
     from flawline_train.trainer import Job, identity_of, run_trainer  # seconds of Lightning: only who trains waits
 
-    identity = identity_of(network, frames, seed, schedule) if checkpoint is not None else ""
-    job = Job(budget, seed, schedule, ema_decay, checkpoint, resume, tensorboard, identity)
+    identity = identity_of(network, frames, seed, schedule, crop) if checkpoint is not None else ""
+    job = Job(budget, seed, schedule, ema_decay, checkpoint, resume, tensorboard, identity, crop)
     if devices > 1:
         from flawline_train.ranks import fit_on_ranks
 
@@ -185,7 +194,7 @@ def fit(
 
         def make(step: int) -> Batch:
             # What share of the training is done, the module knows and fills in: this may be made long before its step.
-            return make_batch(frames, network.corruption, 0.0, batch_rng(seed, step), device)
+            return make_batch(frames, network.corruption, 0.0, batch_rng(seed, step), device, crop)
 
         result = run_trainer(
             network,
@@ -217,12 +226,18 @@ def _good_batches(frames: NDArray[np.uint8], device: torch.device) -> Iterator[T
 
 
 def make_batch(
-    frames: NDArray[np.uint8], corruption: Corruption, share: float, rng: np.random.Generator, device: torch.device
+    frames: NDArray[np.uint8],
+    corruption: Corruption,
+    share: float,
+    rng: np.random.Generator,
+    device: torch.device,
+    crop: int | None = None,
 ) -> Batch:
-    """The next `BATCH_SIZE` pictures, jittered, and damaged as the method asks."""
-    height, width = frames.shape[1:3]
+    """The next `BATCH_SIZE` pictures or crops of at most `crop` pixels a side, jittered, and damaged as the method asks."""
     chosen = rng.integers(0, len(frames), BATCH_SIZE)
-    good = np.stack([jitter(frames[i].astype(np.float32) / 255, rng) for i in chosen])  # (B, H, W, 3)
+    pictures = [frames[i] if crop is None else _cropped(frames[i], crop, rng) for i in chosen]
+    good = np.stack([jitter(picture.astype(np.float32) / np.float32(255), rng) for picture in pictures])  # (B, H, W, 3)
+    height, width = good.shape[1:3]
     inputs = target = good
     masks = np.zeros((BATCH_SIZE, height, width, 1), np.float32)
     if corruption == "structured":
@@ -238,6 +253,14 @@ def make_batch(
         if corruption == "structured":
             target = good + noise
     return Batch(_tensor(inputs, device), _tensor(target, device), _tensor(masks, device), share)
+
+
+def _cropped(frame: NDArray[np.uint8], side: int, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """As it lies: turned or mirrored, a texture would be lit from another side."""
+    height, width = min(side, frame.shape[0]), min(side, frame.shape[1])
+    top = int(rng.integers(0, frame.shape[0] - height + 1))
+    left = int(rng.integers(0, frame.shape[1] - width + 1))
+    return frame[top : top + height, left : left + width]
 
 
 def _tensor(pictures: NDArray[np.float32], device: torch.device) -> Tensor:

@@ -34,6 +34,7 @@ from flawline_inspect.calibration import GoodSpread
 from flawline_inspect.frame import Placement
 from flawline_train.autoencoders import Autoencoder, Reconstruction
 from flawline_train.dissimilarity import coarse_error, gradient_dissimilarity, structural_dissimilarity
+from flawline_train.kind import tile_hw
 from flawline_train.light import Light
 from flawline_train.patches import PatchDistance, log_ratio
 
@@ -45,13 +46,24 @@ TOP_SHARE = 0.003
 MAX_TOP_PIXELS = 3840  # TensorRT's limit on TopK
 SMOOTHING_SHARE = 2 / 128
 """Standard deviation of the smoothing, as a share of the frame's long side."""
+_BATCH = 16
+_BATCH_PIXELS = _BATCH * 256 * 256
 ERROR_CHANNELS = ("absolute", "ssim", "msgms", "coarse", "patches")
 
 
 def top_pixels(placement: Placement) -> int:
     """How many of the heatmap's largest values the score is the mean of."""
+    return _top_pixels(placement.content[2:])
+
+
+def tile_top_pixels(placement: Placement) -> int:
+    """The same of a texture: as many as of its worst tile, however large the frame."""
     _, _, w, h = placement.content
-    return min(MAX_TOP_PIXELS, max(1, round(TOP_SHARE * w * h)))
+    return _top_pixels(tile_hw((w, h)))
+
+
+def _top_pixels(sides: tuple[int, int]) -> int:
+    return min(MAX_TOP_PIXELS, max(1, round(TOP_SHARE * sides[0] * sides[1])))
 
 
 def gaussian_taps(sigma: float, longest_radius: int = sys.maxsize) -> Tensor:
@@ -124,14 +136,19 @@ class ErrorMap(nn.Module):
         return self.smooth((channels * factors).sum(1, keepdim=True))
 
 
-def reconstruct(network: nn.Module, x: Tensor) -> Reconstruction:
-    """What `network` makes of x (B, 3, H, W), its picture clamped to 0-1; a plain module's output is its picture."""
-    found = network.reconstruct(x) if isinstance(network, Autoencoder) else Reconstruction(network(x))
+def reconstruct(network: nn.Module, x: Tensor, *, places: bool = True) -> Reconstruction:
+    """What `network` makes of x (B, 3, H, W), its picture clamped to 0-1; a plain module's output is its picture.
+
+    Without `places`, for textures, there is no coarse picture: what the whole lets expect at a place means nothing.
+    """
+    whole = places and isinstance(network, Autoencoder)
+    found = cast(Autoencoder, network).reconstruct(x) if whole else Reconstruction(network(x))
     return found._replace(expected=found.expected.clamp(0, 1))
 
 
 class InspectionGraph(nn.Module):
-    """The network wrapped into the graph's contract; its parts are shared, not copied. Without `light` pictures are taken as they are."""
+    """The network wrapped into the graph's contract; its parts are shared, not copied. Without `light` pictures are taken as they are.
+    `places`: False for textures, whose score is that of the worst tile."""
 
     mean: Tensor
     inverse_spread: Tensor
@@ -143,6 +160,8 @@ class InspectionGraph(nn.Module):
         good: GoodSpread,
         placement: Placement,
         light: Light | None = None,
+        *,
+        places: bool = True,
     ) -> None:
         super().__init__()
         self.light = light
@@ -155,12 +174,13 @@ class InspectionGraph(nn.Module):
         )  # replicated border is no part of the part
         self.register_buffer("mean", torch.from_numpy(good.mean))
         self.register_buffer("inverse_spread", torch.from_numpy(inverse))
-        self.top_pixels = top_pixels(placement)
+        self.top_pixels = top_pixels(placement) if places else tile_top_pixels(placement)
+        self.places = places
 
     def forward(self, frames: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x = frames.float().permute(0, 3, 1, 2) / 255  # Cast first: TensorRT takes no other operation on uint8
         x, gain = (x, None) if self.light is None else self.light(x)
-        found = reconstruct(self.network, x)
+        found = reconstruct(self.network, x, places=self.places)
         heatmaps = (self.error_map(x, found)[:, 0] - self.mean) * self.inverse_spread  # (N, H, W)
         scores = torch.topk(heatmaps.flatten(1), self.top_pixels, dim=1).values.mean(1)
         shown = found.expected if gain is None else (found.expected * gain).clamp(max=1)
@@ -208,5 +228,7 @@ def onnx_from_graph(graph: InspectionGraph) -> bytes:
 def run_graph(graph: InspectionGraph, frames: NDArray[np.uint8]) -> tuple[NDArray[np.float32], ...]:
     """The graph in torch: scores (N,), heatmaps (N, H, W), expected (N, H, W, 3)."""
     device = graph.mean.device
-    parts = [graph(torch.from_numpy(frames[i : i + 16]).to(device)) for i in range(0, len(frames), 16)]
+    # Fewer of larger frames at once, or they fill the memory.
+    batch = min(_BATCH, max(1, _BATCH_PIXELS // (frames.shape[1] * frames.shape[2])))
+    parts = [graph(torch.from_numpy(frames[i : i + batch]).to(device)) for i in range(0, len(frames), batch)]
     return tuple(torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True))

@@ -15,9 +15,11 @@ from flawline_train.autoencoders.methods import build
 from flawline_train.calibrate import MapCalibration, calibrate
 from flawline_train.fit import Budget, FitProgress, FitResult, fit
 from flawline_train.graph import InspectionGraph, onnx_from_graph
+from flawline_train.kind import CROP
 from flawline_train.light import Light
 from flawline_train.material import Material
 from flawline_train.options import TrainOptions
+from flawline_train.texture import calibrate_texture
 
 __all__ = ["Learnt", "Listener", "TrainingInterruptedError", "learn"]
 
@@ -60,6 +62,7 @@ def learn(options: TrainOptions, material: Material, budget: Budget, listener: L
 
 def _learn_own(options: TrainOptions, material: Material, budget: Budget, listener: Listener) -> Learnt:
     network, placement = _network(options, material), material.pictures.placement
+    crop = CROP if material.pictures.kind == "texture" else None
     frames = material.train_frames
     light = Light((frames.shape[1], frames.shape[2]))
     light.fit(frames)
@@ -75,6 +78,7 @@ def _learn_own(options: TrainOptions, material: Material, budget: Budget, listen
         checkpoint=_made(checkpoint),
         resume=options.resume and not options.dry_run,
         tensorboard=None if options.dry_run else options.tensorboard,
+        crop=crop,
         on_progress=listener.on_fit,
         should_stop=listener.should_stop,
     )
@@ -82,7 +86,7 @@ def _learn_own(options: TrainOptions, material: Material, budget: Budget, listen
         raise TrainingInterruptedError(
             f"training was interrupted after {result.steps} steps, too early to have learnt anything; {options.output} was not written"
         )
-    calibration = calibrate(
+    calibration = (calibrate if crop is None else calibrate_texture)(
         network,
         material.held_out_frames,
         placement,
@@ -93,7 +97,14 @@ def _learn_own(options: TrainOptions, material: Material, budget: Budget, listen
         light=light.to(options.torch_device),
         on_progress=listener.on_calibrate,
     )
-    graph = InspectionGraph(network.cpu(), calibration.error_map.cpu(), calibration.good, placement, light.cpu())
+    graph = InspectionGraph(
+        network.cpu(),
+        calibration.error_map.cpu(),
+        calibration.good,
+        placement,
+        light.cpu(),
+        places=crop is None,
+    )
     return Learnt(graph, calibration, result, lambda: onnx_from_graph(graph))
 
 

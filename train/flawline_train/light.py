@@ -33,6 +33,8 @@ WHITE = (0.96, 0.99)
 """A value between these is more and more taken for saturated: it tells only that the picture is at least so bright."""
 _TAILS = 0.01
 _BATCH = 16
+_BATCH_PIXELS = _BATCH * 256 * 256
+"""Fewer of larger frames at once, or they fill the memory."""
 
 
 class Light(nn.Module):
@@ -118,8 +120,10 @@ class Light(nn.Module):
         return torch.cat(seen).permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
     def _batches(self, frames: NDArray[np.uint8]) -> Iterator[Tensor]:
-        for i in range(0, len(frames), _BATCH):
-            yield torch.from_numpy(frames[i : i + _BATCH]).to(self.plane.device).float().permute(0, 3, 1, 2) / 255
+        height, width = frames.shape[1:3]
+        batch = min(_BATCH, max(1, _BATCH_PIXELS // (height * width)))
+        for i in range(0, len(frames), batch):
+            yield torch.from_numpy(frames[i : i + batch]).to(self.plane.device).float().permute(0, 3, 1, 2) / 255
 
 
 def _slope(n: int) -> Tensor:

@@ -42,7 +42,7 @@ def manifest_of(
     return {
         "name": options.name,
         "created": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "method": {"name": options.method, "parameters": _parameters(options, learnt)},
+        "method": {"name": options.method, "parameters": _parameters(options, pictures, learnt)},
         "frame": {
             "width": pictures.spec.width,
             "height": pictures.spec.height,
@@ -51,6 +51,7 @@ def manifest_of(
             "picture_wh": pictures.placement.picture_wh,
             "align": align_section,
             "stretch": pictures.spec.stretch,
+            "kind": pictures.kind,
         },
         "calibration": calibration_section(calibration, known, options.costs),
         "data": _data_section(options, material),
@@ -70,13 +71,13 @@ def half_weights(network: nn.Module) -> bytes:
     return safetensors.torch.save(state)
 
 
-def _parameters(options: TrainOptions, learnt: Learnt) -> dict[str, bool | int | float | str]:
+def _parameters(options: TrainOptions, pictures: GoodPictures, learnt: Learnt) -> dict[str, bool | int | float | str]:
     return {
         **options.settings,
         **({} if options.is_anomalib else {"width": options.width}),
         "steps": learnt.result.steps,
         "seed": options.seed,
-        "size": options.size,
+        "size": max(pictures.spec.width, pictures.spec.height),
         "bf16": learnt.result.autocast,
         **({} if options.previous is None else {"from": options.previous.bundle.model_id}),
     }
@@ -129,6 +130,8 @@ def _model_card(folder: str, pictures: GoodPictures, calibration: MapCalibration
         if turns
         else "are expected in the pose of the training pictures"
     )
+    if pictures.kind == "texture":
+        pose = "are taken for a texture, whose places are all judged alike"
     return {
         "intended_use": "Telling parts that look like the training pictures from parts that do not, under the same camera, light and pose.",
         "limits": (

@@ -71,6 +71,7 @@ def read_material(options: TrainOptions, on_progress: Callable[[int, int], None]
         size=options.size,
         roi=options.roi,
         align=options.align,
+        kind=options.kind_to_find,
         group=options.group,
         frame=None if previous is None else previous.bundle.frame,
         on_progress=on_progress,

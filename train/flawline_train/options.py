@@ -6,7 +6,7 @@ import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
@@ -14,8 +14,9 @@ from flawline_inspect.bundle import NAME_PATTERN
 from flawline_inspect.errors import InputError
 from flawline_inspect.frame import Roi, frame_for
 from flawline_train.alignment import AlignChoice
-from flawline_train.autoencoders.methods import ANOMALIB, DEFAULT_METHOD, Setting, settings_of
+from flawline_train.autoencoders.methods import ANOMALIB, DEFAULT_METHOD, METHODS, Setting, settings_of
 from flawline_train.fit import FROM_SCRATCH, Schedule, check_devices, choose_device
+from flawline_train.kind import DEFAULT_SIZE, KindChoice
 from flawline_train.known_defects import CostModel
 from flawline_train.promise import ThresholdChoice
 from flawline_train.retraining import RETRAINING, Previous
@@ -34,7 +35,6 @@ __all__ = [
 ]
 
 DEFAULT_MINUTES = 5.0
-DEFAULT_SIZE = 128
 DEFAULT_WIDTH = 32
 DEFAULT_FALSE_REJECTS = 0.01
 
@@ -56,7 +56,8 @@ class TrainOptions:
     minutes: float | None
     """None where `steps` are given."""
     steps: int | None
-    size: int
+    size: int | None
+    """None for the kind's own."""
     width: int
     seed: int
     device: str
@@ -77,6 +78,7 @@ class TrainOptions:
     tensorboard: Path | None
     previous: Previous | None
     dry_run: bool
+    kind: KindChoice = "auto"
 
     def __post_init__(self) -> None:
         self._check_numbers()
@@ -84,7 +86,9 @@ class TrainOptions:
         if not self.is_anomalib:
             settings_of(self.method)  # raises for a method that does not exist
         _check_output(self.output)
-        frame_for((self.size, self.size), self.size)  # raises for a size that no frame can have
+        if self.size is not None:
+            frame_for((self.size, self.size), self.size)  # raises for a size that no frame can have
+        self._check_kind()
         if not re.fullmatch(NAME_PATTERN, self.name):
             raise InputError(
                 f"--name is {self.name!r}, expected 1 to 64 of A-Za-z0-9._- that begin with a letter or digit"
@@ -97,6 +101,18 @@ class TrainOptions:
     @property
     def is_anomalib(self) -> bool:
         return self.method.startswith(ANOMALIB)
+
+    @property
+    def takes_textures(self) -> bool:
+        """Whether the method can be trained on crops."""
+        return not self.is_anomalib and METHODS[self.method].network.any_size
+
+    @property
+    def kind_to_find(self) -> KindChoice:
+        """`auto` only where either could be: what is to be aligned is an object, and so is all for a method of whole frames."""
+        if self.kind == "auto" and (self.align in ("shift", "rotate") or not self.takes_textures):
+            return "object"
+        return self.kind
 
     @property
     def torch_device(self) -> torch.device:
@@ -122,6 +138,21 @@ class TrainOptions:
             raise InputError(f"--minutes is {self.minutes}, expected at least 0.5; use --steps for a quick look")
         if not 4 <= self.width <= 256:
             raise InputError(f"--width is {self.width}, expected 4 to 256 channels")
+
+    def _check_kind(self) -> None:
+        if self.kind not in get_args(KindChoice):
+            raise InputError(f"--kind is {self.kind!r}, expected one of {', '.join(get_args(KindChoice))}")
+        if self.kind != "texture":
+            return
+        if not self.takes_textures:
+            able = ", ".join(name for name, method in METHODS.items() if method.network.any_size)
+            raise InputError(
+                f"--kind texture is learnt from crops, which --method {self.method} cannot; expected {able}, or train with --kind object"
+            )
+        if self.align in ("shift", "rotate"):
+            raise InputError(
+                f"--align {self.align} brings parts to one pose and --kind texture has none; give one of them"
+            )
 
     def _check_threshold(self) -> None:
         if not 0 < self.false_rejects < 1:

@@ -25,6 +25,7 @@ from flawline_inspect.frame import (
     read_picture,
 )
 from flawline_train.alignment import MAX_CANVASES, AlignChoice, FittedAlignment, fit_alignment
+from flawline_train.kind import DEFAULT_SIZE, Kind, KindChoice, kind_of, texture_size
 from flawline_train.parts import PartGroups, group_by_name, group_near_duplicates
 
 __all__ = ["GoodPictures", "PictureFile", "load_good_pictures"]
@@ -69,6 +70,9 @@ class GoodPictures:
     """Which pictures show the same part; each its own where None."""
     alignment: FittedAlignment | None = None
     """What was chosen and why; None where nothing was asked for."""
+    kind: Kind = "object"
+    kind_notes: tuple[str, ...] = ()
+    """Why, and what followed, a sentence each."""
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -78,6 +82,7 @@ class GoodPictures:
     def notes(self) -> list[str]:
         """What the engineer should know of these pictures, a sentence each."""
         out = [f"skipped {reason}" for _, reason in self.skipped]
+        out += self.kind_notes
         if self.alignment is not None:
             out.append(self.alignment.note())
         usual, count = self.sizes.most_common(1)[0]
@@ -132,17 +137,19 @@ class GoodPictures:
 def load_good_pictures(
     folder: Path,
     *,
-    size: int,
+    size: int | None,
     roi: Roi | None = None,
     group: str | None = None,
     align: AlignChoice = "none",
     frame: FrameSpec | None = None,
+    kind: KindChoice = "object",
     on_progress: Callable[[int, int], None] | None = None,
 ) -> GoodPictures:
-    """Read and fit all good pictures below `folder`; the frame's long side is `size`.
+    """Read and fit all good pictures below `folder`; the frame's long side is `size`, where None as suits the `kind`.
 
     `group`: a regular expression that names the part of each picture by its path; near-duplicates are looked for without.
-    `frame`: an earlier model's, whose shape and alignment are taken over instead of being chosen by `size` and `align`.
+    `frame`: an earlier model's, whose shape and alignment are taken over instead of being chosen by `size` and `align`; the
+    `kind` is then to be said. Textures are not aligned, and what is aligned is none.
     A file that cannot be read, and a picture whose part cannot be placed, is skipped and named. Raises `InputError` when
     fewer than 8 pictures, or 4 parts, remain, or when the parts cannot be aligned as asked for.
     """
@@ -180,9 +187,22 @@ def load_good_pictures(
     sizes = Counter(file.wh for file in files)
     usual_wh = sizes.most_common(1)[0][0]
     bits = _used_bits(brightest_16_bit)
+    kind_notes: list[str] = []
     if frame is None:
-        spec, fitted = _chosen_frame(files, frame_for(usual_wh, size, bit_depth=bits, roi=roi), usual_wh, align)
+        spec, fitted = _chosen_frame(
+            files,
+            frame_for(usual_wh, size or DEFAULT_SIZE, bit_depth=bits, roi=roi),
+            usual_wh,
+            "none" if kind == "texture" else align,
+        )
+        if kind == "auto":
+            kind, kind_notes = _found_kind(list(looks.values()), fitted)
+        if kind == "texture":
+            texture_spec, note = _texture_frame(spec, usual_wh, size)
+            spec, fitted = _chosen_frame(files, texture_spec, usual_wh, "none")
+            kind_notes += note
     else:
+        kind = "object" if kind == "auto" else kind
         spec, fitted = _same_frame(files, replace(frame, roi=roi), usual_wh, bits if n_16_bit else None)
     frames = np.empty((len(files), spec.height, spec.width, 3), np.uint8)
     placements: dict[tuple[int, int], Placement] = {}
@@ -211,7 +231,17 @@ def load_good_pictures(
         else group_by_name(names, group)
     )
     return GoodPictures(
-        frames[: len(kept)], tuple(kept), spec, placement, tuple(skipped), sizes, n_16_bit, groups, fitted
+        frames[: len(kept)],
+        tuple(kept),
+        spec,
+        placement,
+        tuple(skipped),
+        sizes,
+        n_16_bit,
+        groups,
+        fitted,
+        kind,
+        tuple(kind_notes),
     )
 
 
@@ -236,6 +266,35 @@ def _chosen_frame(
         size = max(spec.width, spec.height)
         spec = replace(frame_for(fitted.alignment.reference_wh, size, bit_depth=spec.bit_depth), roi=spec.roi)
     return replace(spec, alignment=fitted.alignment), fitted
+
+
+def _found_kind(
+    looks: list[tuple[NDArray[np.uint8], Placement]], fitted: FittedAlignment | None
+) -> tuple[Kind, list[str]]:
+    """By the small copies of all pictures, and a note on it. What could be aligned has one look."""
+    if fitted is not None and fitted.alignment is not None:
+        return "object", []
+    pictures = []
+    for look, placement in looks:
+        x, y, w, h = placement.content
+        pictures.append(look[y : y + h, x : x + w])
+    found = kind_of(pictures)
+    return found.kind, [found.note()]
+
+
+def _texture_frame(spec: FrameSpec, usual_wh: tuple[int, int], size: int | None) -> tuple[FrameSpec, list[str]]:
+    """`spec` at the size that shows a texture's detail, with a note on it, unless a `size` was asked for."""
+    if size is not None:
+        return spec, []
+    region_wh = usual_wh if spec.roi is None else (spec.roi[2], spec.roi[3])
+    larger = frame_for(usual_wh, texture_size(region_wh), bit_depth=spec.bit_depth, roi=spec.roi)
+    if max(larger.width, larger.height) == DEFAULT_SIZE:
+        return larger, []
+    note = (
+        f"the frame of this texture is {larger.width}x{larger.height}, so that small defects stay visible in pictures of "
+        f"{region_wh[0]}x{region_wh[1]}; a smaller --size is faster on the line"
+    )
+    return larger, [note]
 
 
 def _same_frame(

@@ -150,7 +150,7 @@ def _rank(
     own = copy.deepcopy(network)  # out of the memory that all ranks share
 
     def make(step: int) -> Batch:
-        return make_batch(frames, own.corruption, 0.0, batch_rng(job.seed, step, rank), device)
+        return make_batch(frames, own.corruption, 0.0, batch_rng(job.seed, step, rank), device, job.crop)
 
     def tell(progress: FitProgress) -> None:
         pipe.send(("progress", (progress.share, progress.step, progress.loss)))

@@ -18,6 +18,7 @@ from flawline_inspect.frame import Roi
 from flawline_train.autoencoders import Autoencoder
 from flawline_train.autoencoders.methods import ANOMALIB, Setting, network_from_bundle, settings_of
 from flawline_train.fit import Schedule
+from flawline_train.kind import Kind
 from flawline_train.pictures import GoodPictures
 
 __all__ = ["RETRAINING", "Previous"]
@@ -52,18 +53,23 @@ class Previous:
         return max(self.bundle.frame.width, self.bundle.frame.height)
 
     @property
+    def kind(self) -> Kind:
+        return self.bundle.manifest.frame.kind
+
+    @property
     def roi(self) -> Roi | None:
         return self.bundle.frame.roi
 
-    def check(self, *, method: str | None, width: int | None, size: int | None, align: str) -> None:
+    def check(self, *, method: str | None, width: int | None, size: int | None, align: str, kind: str) -> None:
         """Raises `InputError` for what was asked for otherwise than the earlier model has it."""
         alignment = self.bundle.frame.alignment
-        kind = "none" if alignment is None else alignment.kind
+        pose = "none" if alignment is None else alignment.kind
         for option, asked, has in (
             ("--method", method, self.method),
             ("--width", width, self.width),
             ("--size", size, self.size),
-            ("--align", None if align == "auto" else align, kind),
+            ("--align", None if align == "auto" else align, pose),
+            ("--kind", None if kind == "auto" else kind, self.kind),
         ):
             if asked not in (None, has):
                 raise InputError(

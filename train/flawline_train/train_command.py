@@ -26,6 +26,7 @@ from flawline_inspect.errors import InputError
 from flawline_inspect.frame import Roi
 from flawline_train.alignment import AlignChoice
 from flawline_train.autoencoders.methods import ANOMALIB, METHODS
+from flawline_train.kind import KindChoice
 from flawline_train.known_defects import DEFAULT_DEFECT_RATE, CostModel
 from flawline_train.options import DEFAULT_FALSE_REJECTS, Preset
 from flawline_train.promise import ThresholdChoice
@@ -91,6 +92,7 @@ def train_command(
     defect_rate: Annotated[float, Parameter(converter=_share)] = DEFAULT_DEFECT_RATE,
     threshold: ThresholdChoice = "promised",
     align: AlignChoice = "auto",
+    kind: KindChoice = "auto",
     name: str | None = None,
     report: Annotated[bool, Parameter(negative="--no-report")] = True,
     from_bundle: Annotated[Path | None, Parameter(name="--from")] = None,
@@ -114,7 +116,8 @@ def train_command(
     steps
         Train this many steps instead; the same seed then gives the same model on the same machine.
     size
-        Long side of the model's frame in pixels, a multiple of 16; 128 when not given. Larger sees smaller defects and costs more.
+        Long side of the model's frame in pixels, a multiple of 16; 128 when not given, for textures up to 512. Larger sees smaller
+        defects and costs more.
     width
         Channels of the network, 4 to 256; 32 when not given. Larger learns more and costs with the square; 12 is a small model.
     preset
@@ -145,13 +148,16 @@ def train_command(
     align
         How parts that move are brought to one pose: none, shift, rotate (any angle, distance too), or auto, which
         aligns only where it makes good parts look clearly more alike.
+    kind
+        object: parts that are looked at whole. texture: cloth, sheet, grain, where every place is judged alike; learnt from crops,
+        so that frames may be large. auto: object, unless good pictures clearly share no structure.
     name
         The model's name in verdicts; the file's name when not given.
     report
         Make the training report: one inside the bundle, and an interactive one beside it, such as part.report.html.
     from_bundle
-        Train an earlier bundle further, with new pictures beside the old: a fifth of the time will do. Method, width, frame and
-        alignment are its own, and what it held out stays held out; threshold and golden pictures are made anew.
+        Train an earlier bundle further, with new pictures beside the old: a fifth of the time will do. Method, width, frame, kind
+        and alignment are its own, and what it held out stays held out; threshold and golden pictures are made anew.
     weights
         Pretrained weights of an anomalib model's backbone, a .safetensors file in timm's names; nothing is downloaded.
     devices
@@ -209,6 +215,7 @@ def train_command(
                 costs=costs,
                 threshold=threshold,
                 align=align,
+                kind=kind,
                 name=name,
                 report=report,
                 from_bundle=from_bundle,
@@ -233,7 +240,8 @@ def train_command(
 def _rehearsal_line(training: Training, rehearsal: Rehearsal) -> str:
     method, frame = training.bundle.manifest.method, training.bundle.manifest.frame
     return (
-        f"would train {method.name}: {frame.width}x{frame.height} frames, {training.parameters / 1e6:.2f} M parameters, "
+        f"would train {method.name}{' on crops of a texture' * (frame.kind == 'texture')}: {frame.width}x{frame.height} frames, "
+        f"{training.parameters / 1e6:.2f} M parameters, "
         f"{rehearsal.gflop:.2f} GFLOP a picture, {rehearsal.steps_per_second:.1f} steps/s, about {rehearsal.steps} steps; "
         "nothing was written"
     )

@@ -48,7 +48,7 @@ _ACCELERATORS: dict[str, type[Accelerator]] = {"cpu": CPUAccelerator, "cuda": CU
 class Job:
     """What to fit, by how much, and what to write meanwhile. `ema_decay` 0 takes the last weights as they are.
 
-    `identity` tells this training from another one's checkpoints, see `identity_of`.
+    `identity` tells this training from another one's checkpoints, see `identity_of`. `crop`: see `flawline_train.fit.fit`.
     """
 
     budget: Budget
@@ -59,11 +59,15 @@ class Job:
     resume: bool = False
     tensorboard: Path | None = None
     identity: str = ""
+    crop: int | None = None
 
 
-def identity_of(network: Autoencoder, frames: NDArray[np.uint8], seed: int, schedule: Schedule) -> str:
-    """The same for two trainings exactly if the one may go on where the other stopped: network, pictures, seed, schedule."""
-    digest = hashlib.sha256(f"{type(network).__qualname__} {seed} {schedule} {frames.shape}".encode())
+def identity_of(
+    network: Autoencoder, frames: NDArray[np.uint8], seed: int, schedule: Schedule, crop: int | None = None
+) -> str:
+    """The same for two trainings exactly if the one may go on where the other stopped: network, pictures, seed, schedule, crop."""
+    cropped = "" if crop is None else f" crop {crop}"
+    digest = hashlib.sha256(f"{type(network).__qualname__} {seed} {schedule} {frames.shape}{cropped}".encode())
     for name, tensor in network.state_dict().items():
         digest.update(f"{name} {tuple(tensor.shape)}".encode())
     digest.update(np.ascontiguousarray(frames).data)

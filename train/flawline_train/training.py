@@ -16,6 +16,7 @@ from flawline_train.calibrate import MapCalibration
 from flawline_train.fit import Budget, FitProgress, FitResult
 from flawline_train.golden import PER_LABEL, GoldenSet, choose_golden
 from flawline_train.health import LearntHealth, learn_health
+from flawline_train.kind import CROP, KindChoice
 from flawline_train.known_defects import CostModel, DefectScores, find_defects, score_defects
 from flawline_train.learning import Learnt, Listener, learn
 from flawline_train.manifest import half_weights, manifest_of
@@ -24,7 +25,6 @@ from flawline_train.options import (
     DEFAULT_FALSE_REJECTS,
     DEFAULT_METHOD,
     DEFAULT_MINUTES,
-    DEFAULT_SIZE,
     DEFAULT_WIDTH,
     Preset,
     TrainOptions,
@@ -87,6 +87,7 @@ def train(
     costs: CostModel | None = None,
     threshold: ThresholdChoice = "promised",
     align: AlignChoice = "auto",
+    kind: KindChoice = "auto",
     name: str | None = None,
     report: bool = True,
     from_bundle: Path | str | None = None,
@@ -104,8 +105,9 @@ def train(
 
     `good`: a folder of pictures of good parts. `method` (default filtering): one of `METHOD_NAMES`, or `anomalib:NAME`.
     `minutes` bounds the whole call (default 5), `steps` the optimiser's steps instead, which makes it reproducible. `size`
-    (default 128): the frame's long side in pixels. `width` (default 32): channels of the network, or its `preset`. `align`:
-    how parts that move are brought to one pose; see `flawline_train.alignment`.
+    (default 128, of textures larger): the frame's long side in pixels. `width` (default 32): channels of the network, or its
+    `preset`. `align`: how parts that move are brought to one pose; see `flawline_train.alignment`. `kind`: whether parts are
+    objects or a texture; see `flawline_train.kind`.
 
     `false_rejects`: share of good parts that may be rejected. `group`: a regular expression that names the part of a
     picture by its path; near-duplicates are looked for without. `keep_suspects`: what looks unlike the other good parts is
@@ -113,7 +115,7 @@ def train(
     report escapes; with `costs` the cheapest threshold is reported too, and applied where `threshold` is "cheapest".
     `report`: make the report too.
 
-    `from_bundle`: an earlier bundle, whose network is trained further; method, width, frame and alignment are its own, and so
+    `from_bundle`: an earlier bundle, whose network is trained further; method, width, frame, kind and alignment are its own, and so
     is which of the pictures that it knows are held out. `weights`: of the backbone for a model of anomalib; see
     `flawline_train.anomalib_method`. `devices`, `checkpoint`, `resume`, `tensorboard`: see `flawline_train.fit.fit`; not
     for anomalib's models. `dry_run`: a few steps, calibration and export, and nothing is written.
@@ -125,15 +127,16 @@ def train(
     width = width_for(width, preset)
     previous = None if from_bundle is None else Previous(Path(from_bundle))
     if previous is not None:
-        previous.check(method=method, width=width, size=size, align=align)
-        method, width, size, roi = previous.method, previous.width, previous.size, roi or previous.roi
+        previous.check(method=method, width=width, size=size, align=align, kind=kind)
+        method, width, size, kind = previous.method, previous.width, previous.size, previous.kind
+        roi = roi or previous.roi
     options = TrainOptions(
         good=Path(good),
         output=Path(output),
         method=DEFAULT_METHOD if method is None else method,
         minutes=DEFAULT_MINUTES if minutes is None and steps is None else minutes,
         steps=steps,
-        size=DEFAULT_SIZE if size is None else size,
+        size=size,
         width=DEFAULT_WIDTH if width is None else width,
         seed=seed,
         device=device,
@@ -154,6 +157,7 @@ def train(
         tensorboard=tensorboard,
         previous=previous,
         dry_run=dry_run,
+        kind=kind,
     )
     return _train(options, started, _Teller(on_progress), should_stop)
 
@@ -225,7 +229,11 @@ def _budget(options: TrainOptions, started: float, material: Material, n_defects
     if options.minutes is None:
         return Budget(steps=options.steps)
     n_pictures = len(material.pictures.files) + n_defects
-    return Budget(until=end_of_fit(started, options.minutes, n_pictures, material.reading_s, options.report))
+    tiles = 1.0
+    if material.pictures.kind == "texture":
+        height, width = material.pictures.frames.shape[1:3]
+        tiles = max(1.0, height * width / CROP**2)
+    return Budget(until=end_of_fit(started, options.minutes, n_pictures, material.reading_s, options.report, tiles))
 
 
 def _golden(options: TrainOptions, material: Material, model: bytes, calibration: MapCalibration) -> GoldenSet:

@@ -12,10 +12,10 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from flawline_inspect.calibration import fit_spread, leave_one_out
+from flawline_inspect.calibration import fit_pooled, fit_spread, leave_one_out, leave_one_out_pooled
 from flawline_train.withheld import WITHHELD, damage
 
-__all__ = ["STEP", "damaged_copies", "weigh"]
+__all__ = ["STEP", "damaged_copies", "step_of", "weigh"]
 
 USUAL = {"absolute": 0.0, "ssim": 1.0, "msgms": 1.0, "coarse": 4.5, "patches": 4.5}
 OTHERS = {"absolute": (0.0, 0.5), "ssim": (1.0,), "msgms": (1.0,), "coarse": (0.0, 4.5, 9.0), "patches": (4.5,)}
@@ -29,6 +29,13 @@ MAX_PICTURES, MIN_COPIES = 24, 24
 """Held-out pictures that are damaged, and damaged copies a kind."""
 STEP = 2
 """Maps are smooth, so every second pixel each way says as much, in a quarter of the memory."""
+_LARGE = 256
+"""Beyond this long side they are as much smoother as they are larger."""
+
+
+def step_of(frame_hw: tuple[int, int]) -> int:
+    """How many pixels apart the places are at which maps of frames of (H, W) are weighed."""
+    return STEP * max(1, max(frame_hw) // _LARGE)
 
 
 def damaged_copies(frames: NDArray[np.uint8], content: tuple[int, int, int, int]) -> NDArray[np.uint8]:
@@ -52,24 +59,29 @@ def weigh(
     damaged: NDArray[np.float32],
     top_pixels: int,
     parts: Sequence[Hashable] | None = None,
+    *,
+    step: int = STEP,
+    places: bool = True,
 ) -> tuple[float, ...]:
     """Weights (C,) of the channels `names` that tell damaged pictures from good ones best.
 
     `good` (n, C, h, w) and `damaged` (K m, C, h, w), as of `damaged_copies`, are smoothed error maps in units of the channels' own
-    spread, at every `STEP`th pixel. Every mixture is judged as the line would: standardised per pixel, good pictures by
-    those of other `parts`, and scored by its largest values, `top_pixels` of them at full resolution.
+    spread, at every `step`th pixel. Every mixture is judged as the line would: standardised per pixel, or for all pixels alike
+    without `places`, good pictures by those of other `parts`, and scored by its largest values, `top_pixels` of them at full
+    resolution.
     """
     count = len(good) if parts is None else len(set(parts))
     trust = np.array([count / (count + HALF_AT) if name in LINEAR else 1.0 for name in names], np.float32)
     usual = tuple(USUAL[name] for name in names)
     best, best_auroc = usual, -1.0
-    top = max(1, top_pixels // STEP**2)
+    top = max(1, top_pixels // step**2)
+    fitted, judged = (fit_spread, leave_one_out) if places else (fit_pooled, leave_one_out_pooled)
     for weights in itertools.product(*(OTHERS[name] for name in names)):
         mixed, hurt = (
             np.einsum("nchw,c->nhw", errors, np.array(weights, np.float32) * trust) for errors in (good, damaged)
         )
-        good_scores = _scores(leave_one_out(mixed, parts), top)
-        hurt_scores = _scores(fit_spread(mixed).standardise(hurt), top).reshape(len(WITHHELD), -1)
+        good_scores = _scores(judged(mixed, parts), top)
+        hurt_scores = _scores(fitted(mixed).standardise(hurt), top).reshape(len(WITHHELD), -1)
         auroc = float(np.mean([_auroc(good_scores, scores) for scores in hurt_scores])) + MARGIN * (weights == usual)
         if auroc > best_auroc:
             best, best_auroc = weights, auroc

@@ -54,6 +54,9 @@ class Autoencoder(nn.Module, ABC):
     corruption: ClassVar[Corruption] = "none"
     error_channels: ClassVar[tuple[str, ...] | None] = None
     """Of the graph's `ERROR_CHANNELS`, those that the method is scored by; None leaves it to calibration."""
+    any_size: ClassVar[bool] = False
+    """Whether `loss` and `forward` take pictures of any multiple of 16 whatever the frame, as what is trained on crops has to;
+    what knows whole frames beside that is fitted in `finish`."""
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:

@@ -39,6 +39,7 @@ class FilteringAutoencoder(Autoencoder):
     """
 
     corruption: ClassVar[Corruption] = "structured"
+    any_size: ClassVar[bool] = True
 
     def __init__(self, width: int = 32, frame_hw: tuple[int, int] = (128, 128)) -> None:
         super().__init__()

@@ -180,6 +180,8 @@ class ReportData:
     notes: tuple[str, ...] = field(default=())
     health: tuple[tuple[str, str, str], ...] = ()
     """Which pictures can be judged: each measure with the good pictures' range and what is allowed."""
+    kind: str = "object"
+    """Or `texture`: see `flawline_train.kind`."""
 
 
 def report_of_manifest(manifest: Manifest) -> ReportData:
@@ -193,6 +195,7 @@ def report_of_manifest(manifest: Manifest) -> ReportData:
         method=manifest.method.name,
         parameters=dict(manifest.method.parameters),
         frame_wh=(frame.width, frame.height),
+        kind=frame.kind,
         picture_wh=frame.picture_wh,
         roi=frame.roi,
         threshold=calibration.threshold,
