@@ -27,6 +27,13 @@ _SYSTEM_PROGRAMS = (
 # `pytest --hypothesis-profile=thorough` for a night: tests take at least as many examples as their profile says.
 settings.register_profile("thorough", max_examples=5000, deadline=None)
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # The processes share the cores: a torch that spreads over all of them in each is several times slower.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+_ONE_AFTER_THE_OTHER = {"acceptance": "station", "edge": "station", "engines": "engines"}
+"""Tests of stations keep time and must not compete with each other; those of engines share graphs that take long to make."""
+
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -67,6 +74,13 @@ def _has_gpu() -> bool:
     except OSError:
         return False
     return True
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Which process runs a test: the one that runs its group, which is its file but for the above."""
+    for item in items:
+        folder = item.path.relative_to(ROOT / "tests").parts[0]
+        item.add_marker(pytest.mark.xdist_group(_ONE_AFTER_THE_OTHER.get(folder, item.path.name)))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
