@@ -249,11 +249,14 @@ def test_a_station_tests_itself_with_it(bundle: Bundle, server: StandInServer) -
     """From the keys in `config.yaml`; one that answers wrongly gets no part to judge."""
     recipe = RecipeConfig(bundle=Path(bundle.source))
     engine = EngineConfig(kind="triton", url=server.url, timeout_ms=10_000)
-    with Inspector(1, recipe, engine) as inspector:
+    with Inspector(1, recipe, engine, public_key=None) as inspector:
         judgement = inspector.judge(golden_picture(0, "good"))
         assert inspector.engine_kind == "triton" and np.isfinite(judgement.decision.score)
     server.spoil = lambda outputs: {name: (values * 0.5).astype(values.dtype) for name, values in outputs.items()}
-    with pytest.raises(EngineError, match=r"self-test failed: .* on triton fp32"), Inspector(1, recipe, engine):
+    with (
+        pytest.raises(EngineError, match=r"self-test failed: .* on triton fp32"),
+        Inspector(1, recipe, engine, public_key=None),
+    ):
         pytest.fail("it was entered")
 
 
