@@ -148,7 +148,7 @@ BREACHES = {
     live_too_late: ("stale", f"{BOOT}/1 (T-1) arrived live 1.10 s after its trigger"),
     live_with_an_old_picture: ("stale", f"{BOOT}/1 (T-1) arrived live 2.00 s after its trigger"),
     live_of_an_earlier_start: ("stale", f"{BOOT}/2 (T-2) arrived live after one of boot {LATER_BOOT}"),
-    live_out_of_order: ("stale", f"{BOOT}/1 (T-1) arrived live after seq 2"),
+    live_out_of_order: ("stale", f"{BOOT}/1 (T-1), 1, arrived live after seq 2, 1"),
 }
 
 

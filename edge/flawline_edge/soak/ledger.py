@@ -220,7 +220,7 @@ class Ledger:
     def _stale(self, since: float) -> list[str]:
         stale = []
         boots: list[str] = []
-        newest: dict[tuple[str, str], int] = {}  # of each boot and camera: cameras do not wait for each other
+        newest: dict[tuple[str, str], Told] = {}  # of each boot and camera: cameras do not wait for each other
         heard: set[Key] = set()
         for told in self._told:
             if not told.live or told.key in heard:
@@ -237,9 +237,11 @@ class Ledger:
                 why = f"{_name(told)} arrived live after one of boot {boots[-1]}"
             elif verdict.reason not in _NO_TURN:
                 line = verdict.boot, told.camera
-                if verdict.seq < newest.get(line, 0):
-                    why = f"{_name(told)} arrived live after seq {newest[line]}"
-                newest[line] = max(verdict.seq, newest.get(line, 0))
+                before = newest.setdefault(line, told)
+                if verdict.seq < before.verdict.seq:
+                    why = f"{_name(told)}, {_what(told)}, arrived live after seq {before.verdict.seq}, {_what(before)}"
+                else:
+                    newest[line] = told
             if why and told.at >= since:
                 stale.append(why)
         return stale
