@@ -1,6 +1,6 @@
 """`python -m tests.faults [--full] [--only WORDS] [--times N] [--seed N] [--write]`: the fault matrix, as a table.
 
-Without --full each fault is done once; with it many times, and the outages are done to two simple publishers as well.
+Without --full each fault is done once; with it many times, and two outages are done to simple publishers as well.
 --write puts the table into benchmarks/RESULTS.md. Ends with 1 where the contract was broken.
 """
 
@@ -88,7 +88,7 @@ def main() -> int:
         text += f"\n\nNot finished: {', '.join(failed)}."
     if given.full and not given.only:
         for outage, inflict in peers.OUTAGES.items():
-            deliveries = [peers.deliver(name, inflict) for name in peers.PEERS]
+            deliveries = [*(peers.deliver(name, inflict) for name in peers.PEERS), peers.deliver_ours(inflict)]
             text += f"\n\nWhat simple publishers make of it, {outage}, 20 verdicts a second:\n\n{tables.peer_table(deliveries)}"
     print(f"\n{text}")
     if given.write:

@@ -2,21 +2,26 @@
 
 QoS 0, reconnect in publish    what inspection demos do: a message without a connection goes nowhere
 QoS 1, paho's own queue        what paho does by itself: it keeps them, and sends them as if they were new
+
+A station is asked over the same connection, so that it makes fewer verdicts in the outage: those that its clock asks for.
 """
 
 from __future__ import annotations
 
 import contextlib
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from paho.mqtt.client import Client, MQTTMessage
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from tests.edge.mosquitto import Mosquitto, mosquitto
 from tests.edge.proxy import TcpProxy
+from tests.faults.rig import rig
 
 PERIOD_S = 0.05
 BEFORE_S, AFTER_S = 1.0, 6.0
@@ -69,7 +74,10 @@ PEERS = {"QoS 0, reconnect in publish": reconnecting_in_publish, "QoS 1, paho's 
 def broker_outage(broker: Mosquitto, proxy: TcpProxy) -> None:
     broker.kill()
     time.sleep(3.0)
+    proxy.refuse()
     broker.start()
+    time.sleep(0.5)  # for the subscribers to come back first: what is told to nobody is delivered by MQTT's rules
+    proxy.heal()
 
 
 def black_hole(broker: Mosquitto, proxy: TcpProxy) -> None:
@@ -118,6 +126,22 @@ def deliver(name: str, outage: Outage) -> Delivery:
         listener.loop_stop()
         in_time = [payload for payload, at in arrived.items() if at - made[payload] <= IN_TIME_S]
         return Delivery(name, len(made), len(in_time), len(arrived) - len(in_time), 0)
+
+
+def deliver_ours(outage: Outage) -> Delivery:
+    """The same with a station: 20 triggers a second, and the camera that has a clock of its own."""
+    with tempfile.TemporaryDirectory(prefix="faults-") as folder, rig(Path(folder), rate=1 / PERIOD_S) as made:
+        made.ready()
+        since = time.monotonic()
+        with made.plc.load(made.rate):
+            time.sleep(BEFORE_S)
+            outage(made.broker, made.proxy)
+            time.sleep(AFTER_S)
+        account = made.settle(since)
+        stale = len(account.stale)
+        return Delivery(
+            "flawline", account.accepted + len(account.missing), account.live - stale, stale, account.history
+        )
 
 
 def _client(name: str) -> Client:
