@@ -39,6 +39,8 @@ SIDE_INTERVAL_S = 0.2
 READY_S = 40.0
 RECOVERY_S = 60.0
 SETTLE_S = 30.0
+ON_THE_WAY_S = 0.2
+"""By then the last trigger has been accepted, and is in the journal."""
 WATCHDOG_S = 2.0
 
 
@@ -190,13 +192,11 @@ class Rig:
     def settle(self, since: float) -> Account:
         """Wait until everything that was accepted has been told, and give the account."""
         deadline = time.monotonic() + SETTLE_S
-        while True:
-            journaled = self.station.journal_keys()
-            time.sleep(DEADLINE_S + 0.1)
-            self.ledger.journaled(journaled, since)
-            account = self.ledger.account(since)
-            if not account.missing or time.monotonic() > deadline:
-                return account
+        time.sleep(ON_THE_WAY_S)
+        self.ledger.journaled(self.station.journal_keys(), since)
+        while (account := self.ledger.account(since)).missing and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return account
 
     def pause(self, shortest_s: float, longest_s: float) -> None:
         """At some moment between the two."""
