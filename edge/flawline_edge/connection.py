@@ -13,6 +13,7 @@ import socket
 import ssl
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
@@ -115,6 +116,7 @@ class Connection:
         self._room = threading.Condition(self._lock)
         self._in_flight: dict[int, tuple[Message, float]] = {}
         self._early: dict[int, ReasonCode] = {}  # acknowledged before publish() returned the mid
+        self._queue: deque[object] = deque()  # those who wait for room
         self._between = 0  # messages on their way into `_in_flight`, or out of it and not yet settled
         self._limit = _MAX_IN_FLIGHT
         self._history: set[Key] = set()
@@ -198,11 +200,8 @@ class Connection:
         """
         history = sum(message.history for message in messages)
         with self._lock:
-            while limited and not self._has_room(len(messages)) and not self.has_ended.is_set():
-                left_s = 0.0 if until is None else until - time.monotonic()
-                if left_s <= 0 or threading.current_thread() is self._paho_thread:
-                    return False
-                self._room.wait(left_s)
+            if limited and not self._gets_room(len(messages), until):
+                return False
             if self.has_ended.is_set():
                 return False
             if history and self._history_in_flight + history > min(_HISTORY_IN_FLIGHT, self._limit):
@@ -212,6 +211,29 @@ class Connection:
             self._history.update(m.key for m in messages if m.history and m.key is not None)
         outcomes = [self._publish(message) for message in messages]
         return outcomes[0]
+
+    def _gets_room(self, n: int, until: float | None) -> bool:
+        """Whether there is room for so many, at the latest then; with the lock held.
+
+        Who waits gets it first, in order of coming: refusals, which do not wait, come in floods, and would take all of it
+        from the verdicts on parts that were judged.
+        """
+        if not self._queue and self._has_room(n):
+            return True
+        if until is None or threading.current_thread() is self._paho_thread:
+            return False
+        turn = object()
+        self._queue.append(turn)
+        try:
+            while not (self._queue[0] is turn and self._has_room(n)) and not self.has_ended.is_set():
+                left_s = until - time.monotonic()
+                if left_s <= 0:
+                    return False
+                self._room.wait(left_s)
+            return True
+        finally:
+            self._queue.remove(turn)
+            self._room.notify_all()
 
     def _has_room(self, n: int) -> bool:
         return len(self._in_flight) + self._between + n <= self._limit

@@ -35,8 +35,9 @@ __all__ = ["Counters", "Publisher", "StationState"]
 
 _log = logging.getLogger(__name__)
 
-BACKOFF_S = (1.0, 30.0)
-"""Shortest and longest pause between two attempts to connect."""
+BACKOFF_S = (1.0, 5.0)
+"""Shortest and longest pause between two attempts to connect. The line rejects every part until the station is back, so the
+longest is short: a hundred stations at it ask their broker twenty to forty times a second, which is nothing to it."""
 STABLE_S = 10.0
 """A connection that lasted this long resets the backoff; a shorter one counts as a failed attempt."""
 HEARTBEAT_S = 1.0

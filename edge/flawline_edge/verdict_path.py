@@ -144,6 +144,9 @@ class VerdictPath:
         self._seq = 0
         self._accepting = threading.Lock()
         self._telling = threading.Lock()
+        # One a camera, held from taking a slot until its verdict has gone: or the part behind it could go first.
+        # Refusals need no turn, as they wait for nothing: paho's thread, which gives them, must not either.
+        self._turns: dict[str, threading.Lock] = {}
         self._clock = DeadlineClock(self.publish_deadline)
 
     def __enter__(self) -> VerdictPath:
@@ -168,6 +171,7 @@ class VerdictPath:
         journal has it.
         """
         with self._accepting:
+            self._turns.setdefault(camera, threading.Lock())
             self._seq += 1
             seq = self._seq
             now = time.monotonic()
@@ -247,20 +251,21 @@ class VerdictPath:
             pass  # the deadline clock has the trigger by now, or takes it in the next instant
         else:
             self._alarms.set("journal", "")
-        now = time.monotonic()
-        journal_ms = 1e3 * (now - before)
+        journal_ms = 1e3 * (time.monotonic() - before)
         capture_ms = 1e3 * max(0.0, frame.arrived_monotonic - trigger.started) if frame is not None else 0.0
-        if trigger.decide(now):
-            if refused:  # the journal keeps what goes out and writes it when the disk is back
-                self._journal.decide(verdict, overrules=True)
-            self._publish(trigger, verdict, until=trigger.deadline)
+        with self._turns[trigger.camera]:
+            in_time = trigger.decide(time.monotonic())
+            if in_time:
+                if refused:  # the journal keeps what goes out and writes it when the disk is back
+                    self._journal.decide(verdict, overrules=True)
+                self._publish(trigger, verdict, until=trigger.deadline)
+        if in_time:
             # A frame that waited in the camera is not the daemon's overhead: count from the start of its journey here.
             began = max(trigger.started, frame.arrived_monotonic if frame is not None else trigger.started)
             spent_ms = 1e3 * (time.monotonic() - began) - (judgement.infer_ms if judgement is not None else 0.0)
             self._tell(Inspection(verdict, frame, judgement, False, spent_ms, journal_ms, capture_ms, trigger.camera))
         else:
-            if trigger.expire(now):  # past the deadline, but the clock's thread has not come to it yet
-                self.publish_deadline(trigger)
+            self.publish_deadline(trigger)  # the clock's thread may not have come to it yet
             self._tell(Inspection(verdict, frame, judgement, True, 0.0, journal_ms, capture_ms, trigger.camera))
 
     def refuse(self, trigger: Trigger, reason: Reason) -> None:
@@ -272,9 +277,12 @@ class VerdictPath:
             self._tell(Inspection(verdict, None, None, camera=trigger.camera))
 
     def publish_deadline(self, trigger: Trigger) -> None:
-        """The trigger has expired: publish first, the disk may be what is late."""
-        verdict = self._verdict(trigger, Decision.undefined(Reason.DEADLINE), None)
-        self._publish(trigger, verdict, until=time.monotonic() + DEADLINE_GRACE_S)
+        """At the deadline, if nobody has taken the slot: publish first, the disk may be what is late."""
+        with self._turns[trigger.camera]:
+            if not trigger.expire(time.monotonic()):
+                return
+            verdict = self._verdict(trigger, Decision.undefined(Reason.DEADLINE), None)
+            self._publish(trigger, verdict, until=time.monotonic() + DEADLINE_GRACE_S)
         self._journal.decide(verdict, overrules=True)
         self._tell(Inspection(verdict, None, None, camera=trigger.camera))
 

@@ -129,6 +129,11 @@ _add(
     "flawline bench part.flawline", "flawline bench part.flawline --json --threads 1 --batches 1",
 )  # fmt: skip
 _add(
+    app, "soak", "flawline_edge.soak_command:soak", _TOOLS,
+    "Put a station under load and hold it to its contract, and to the memory it began with.",
+    "flawline soak --minutes 30 --rate 20", "flawline soak --config press7.yaml --defective 'D-*' --json",
+)  # fmt: skip
+_add(
     app, "simulate", "flawline_edge.simulate_command:simulate", _TOOLS,
     "Write pictures of the simulated line as a data set with masks.",
     "flawline simulate simulated/", "flawline simulate simulated/ --train 200 --seed 7",

@@ -22,6 +22,7 @@ import pytest
 from paho.mqtt.client import Client
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
 from tests.edge.mosquitto import Mosquitto, mosquitto
 from tests.edge.publishers import (
     BOOT,
@@ -255,6 +256,36 @@ def test_a_broker_that_is_behind_gets_no_more_live_verdicts(broker: Mosquitto, j
     begin = time.monotonic()
     assert not publisher.stop(timeout_s=0.5)
     assert time.monotonic() - begin < 4.0
+
+
+def test_who_waits_for_a_broker_that_is_behind_is_not_overtaken(
+    broker: Mosquitto, journal: Journal, station: Any
+) -> None:
+    """A flood of refusals, which do not wait, leaves the first room to the verdict that does; and those that wait keep their order."""
+    publisher = online(station(broker.port, journal))
+    broker.freeze()
+    seq = 1
+    while publisher.publish_verdict(verdict(seq)):
+        seq += 1
+    connection = publisher.connection
+    assert connection is not None
+    waiting: list[threading.Thread] = []
+    gone: list[int] = []
+
+    def wait(n: int) -> None:
+        if publisher.publish_verdict(verdict(n), until=time.monotonic() + WAIT_S):
+            gone.append(n)
+
+    for n in (100, 101):
+        waiting.append(threading.Thread(target=wait, args=(n,)))
+        waiting[-1].start()
+        until(lambda n=n: len(connection._queue) == n - 99)  # type: ignore[misc]
+    for n in (100, 101):
+        mid = min(connection._in_flight)
+        connection._on_publish(connection._client, None, mid, ReasonCode(PacketTypes.PUBACK), None)
+        assert not publisher.publish_verdict(verdict(n + 100))  # the room is not for it
+        waiting[n - 100].join(WAIT_S)
+        assert gone == list(range(100, n + 1))
 
 
 def test_wrong_credentials_are_refused_until_they_are_right(

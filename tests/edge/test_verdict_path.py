@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
@@ -22,6 +23,7 @@ from flawline_inspect.decision import Decision
 from flawline_inspect.verdict import Reason, Result, Verdict
 
 DEADLINE_S = 0.2
+WAIT_S = 10.0
 TERMS = Terms(1, "level-01234567", 4.0)
 OK = Decision(Result.OK, Reason.NONE, 1.0)
 NOT_OK = Decision(Result.NOT_OK, Reason.NONE, 6.0)
@@ -143,8 +145,7 @@ class SlotMachine(RuleBasedStateMachine):
     @rule(trigger=triggers)
     def expire(self, trigger: Trigger) -> None:
         """The deadline clock comes by."""
-        if trigger.expire(self.time.now):
-            self.path.publish_deadline(trigger)
+        self.path.publish_deadline(trigger)
 
     @rule(trigger=triggers, reason=st.sampled_from([Reason.OVERRUN, Reason.PAUSED, Reason.STOPPED]))
     def refuse(self, trigger: Trigger, reason: Reason) -> None:
@@ -200,6 +201,41 @@ class SlotMachine(RuleBasedStateMachine):
 
 SlotMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=25, deadline=None)
 test_any_order_gives_each_trigger_one_verdict = SlotMachine.TestCase
+
+
+@pytest.mark.parametrize("before", ["deadline", "decision"])
+def test_a_verdict_does_not_overtake_the_one_before_it(before: str) -> None:
+    """The thread that took the first slot is held up before its verdict has gone: the part behind it waits its turn, those of
+    another camera and refusals do not."""
+    outside = Outside(Time())
+    made = make_path(outside, journal_required=False)
+    held, go_on, gone = threading.Event(), threading.Event(), []
+
+    def publish_verdict(verdict: Verdict, *, until: float | None = None, camera: str = "") -> bool:
+        if verdict.seq == 1:
+            held.set()
+            assert go_on.wait(WAIT_S)
+        gone.append(verdict.seq)
+        return True
+
+    outside.publish_verdict = publish_verdict  # type: ignore[method-assign]
+    triggers = [made.accept("", TERMS, camera=camera)[0] for camera in ("top", "top", "side", "top")]
+    for trigger in triggers:
+        trigger.deadline += WAIT_S
+    if before == "deadline":
+        triggers[0].deadline -= 2 * WAIT_S
+    threads = [threading.Thread(target=made.settle, args=(trigger, OK)) for trigger in triggers[:2]]
+    threads[0].start()
+    assert held.wait(WAIT_S)
+    threads[1].start()
+    made.settle(triggers[2], OK)
+    made.refuse(triggers[3], Reason.OVERRUN)
+    threads[1].join(0.2)
+    assert gone == [3, 4]
+    go_on.set()
+    for thread in threads:
+        thread.join(WAIT_S)
+    assert gone == [3, 4, 1, 2]
 
 
 # --- alarms ----------------------------------------------------------------------------------------------------------

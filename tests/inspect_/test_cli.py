@@ -222,7 +222,7 @@ def commands(of: App = app, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]
 COMMANDS = [
     ("bench",), ("build",), ("bundle", "keygen"), ("bundle", "show"), ("bundle", "sign"), ("bundle", "verify"), ("check",),
     ("config", "check"), ("config", "schema"), ("demo",), ("eval",), ("export",), ("parity",), ("quantize",), ("report",), ("run",),
-    ("sample",), ("simulate",), ("status",), ("train",), ("verdicts",),
+    ("sample",), ("simulate",), ("soak",), ("status",), ("train",), ("verdicts",),
 ]  # fmt: skip
 MODULES = {
     "bench": "flawline_edge.bench_command",
@@ -237,6 +237,7 @@ MODULES = {
     "run": "flawline_edge.run_command",
     "sample": "flawline_train.sample_command",
     "simulate": "flawline_edge.simulate_command",
+    "soak": "flawline_edge.soak_command",
     "status": "flawline_edge.status_command",
     "train": "flawline_train.train_command",
     "verdicts": "flawline_edge.verdicts_command",
