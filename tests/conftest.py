@@ -31,7 +31,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # The processes share the cores: a torch that spreads over all of them in each is several times slower.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-_ONE_AFTER_THE_OTHER = {"acceptance": "station", "edge": "station", "engines": "engines"}
+_ONE_AFTER_THE_OTHER = {"acceptance": "station", "edge": "station", "faults": "station", "engines": "engines"}
 """Tests of stations keep time and must not compete with each other; those of engines share graphs that take long to make."""
 
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome")
