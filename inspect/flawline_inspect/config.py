@@ -276,7 +276,12 @@ class EngineConfig(_Section):
     provider: Literal["auto", "cpu", "cuda", "tensorrt"] = _key(
         "which backend onnxruntime computes with; auto takes CUDA where onnxruntime-gpu is installed", default="auto"
     )
-    threads: int = _key("0 lets the engine choose; fewer leave cores to others", default=0, ge=0, le=256)
+    threads: int = _key(
+        "0 lets the engine choose; fewer leave cores to others; cameras that share an engine share its threads",
+        default=0,
+        ge=0,
+        le=256,
+    )
     max_batch: int | None = _key(
         "several cameras: frames that wait together are inferred together, up to this many; more is faster for all of "
         "them and later for the first; null is 1 on a CPU, where little is gained, and 8 on a GPU",
