@@ -191,7 +191,7 @@ class _Pooled:
 
     def _open(self, stack: ExitStack) -> None:
         order = self.order
-        opening, loop = order.open(), Loop(f"engine of {order.name}")
+        opening, loop = order.open(), Loop(f"{order.name} (engine)")
         shared = SharedEngine(
             opening,
             order.hw,

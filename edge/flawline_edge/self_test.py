@@ -49,8 +49,8 @@ def self_test_batches(bundle: Bundle, engine: Engine, sizes: Sequence[int]) -> N
     _has_golden(bundle)
     golden = list(bundle.golden())
     for size in sizes:
-        # From the end: the damaged ones, then in turn, so that neighbours in a batch differ.
-        chosen = [golden[-1 - i % len(golden)] for i in range(size)]
+        # Good and damaged in turn: results that go to a neighbour show.
+        chosen = [golden[(i // 2 if i % 2 else -1 - i // 2) % len(golden)] for i in range(size)]
         scores = engine.infer(np.stack([each.fitted for each in chosen])).scores
         for i, (each, score) in enumerate(zip(chosen, scores, strict=True)):
             what = f"golden picture {i + 1} ({each.label}) of {size} at once"

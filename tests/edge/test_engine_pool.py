@@ -21,6 +21,7 @@ from tests.edge.stand_ins import (
     Wire,
     config,
     level_bundle,
+    picture,
     run_to_end,
     running,
     wait_until,
@@ -140,6 +141,8 @@ def test_the_first_opens_and_the_last_closes(pool: EnginePool, maker: Maker, fir
     assert maker.n_open == 1 and staying.infer(frames_of(3)).scores.tolist() == [3]
     with pytest.raises(EngineError, match="not open"):
         leaving.infer(frames_of(3))
+    with share(pool, maker, "third") as third:
+        assert third.infer(frames_of(4)).scores.tolist() == [4] and len(maker.engines) == 1
     staying.__exit__(None, None, None)
     assert maker.n_open == 0 and len(maker.engines) == 1
 
@@ -310,7 +313,7 @@ def test_a_hang_shows_and_is_its_engines_own(
             with pytest.raises(EngineError, match="gave no answer in"):
                 two.infer(frames_of(1))
             wait_until(lambda: bool(progress.stuck(0.5)), "the hang to show")
-            assert [loop.name for loop in progress.stuck(0.5)] == ["engine of part"]
+            assert [loop.name for loop in progress.stuck(0.5)] == ["part (engine)"]
             assert "infer" in progress.stuck(0.5)[0].stack()
             assert three.infer(frames_of(3)).scores.tolist() == [3]
             maker.engines[0].go_on.set()
@@ -441,12 +444,35 @@ def test_batches_are_proven(tmp_path: Path) -> None:
     with WrongTogether(bundle) as engine:
         self_test_once(bundle, engine)
         self_test_batches(bundle, engine, [2])
-        with pytest.raises(EngineError, match=r"self-test failed: golden picture 4 \(damaged\) of 4 at once"):
+        with pytest.raises(EngineError, match=r"self-test failed: golden picture 4 \(good\) of 4 at once"):
             self_test_batches(bundle, engine, [2, 4])
     with Candidate(bundle) as engine:
         self_test_batches(bundle, engine, [2, 3, 40])
     with Candidate(bundle, 1.05) as engine, pytest.raises(EngineError, match="golden picture 0"):
         self_test_once(bundle, engine)
+
+
+def test_an_engine_that_is_wrong_in_batches_serves_no_inspector(
+    tmp_path: Path, progress: Progress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the configuration lets it be given batches; one by one it is as good as ever."""
+    infer = OnnxRuntimeEngine.infer
+
+    def wrong_together(self: OnnxRuntimeEngine, frames: NDArray[np.uint8]) -> Inference:
+        told = infer(self, frames)
+        return told._replace(scores=told.scores[::-1].copy())  # the neighbours' results
+
+    monkeypatch.setattr(OnnxRuntimeEngine, "infer", wrong_together)
+    pool, recipe = EnginePool(4, progress), RecipeConfig(bundle=level_bundle(tmp_path))
+    for max_batch, is_refused in ((None, False), (1, False), (4, True)):
+        engine = EngineConfig(kind="onnxruntime", threads=1, max_batch=max_batch)
+        made = Inspector(1, recipe, engine, public_key=None, pool=pool)
+        if is_refused:
+            with pytest.raises(EngineError, match="of 2 at once"):
+                made.__enter__()
+        else:
+            with made:
+                assert made.judge(picture(BAD_LEVEL)).decision.score == pytest.approx(6.0)
 
 
 def test_inspectors_share_by_model_and_engine(tmp_path: Path, progress: Progress, opened: list[Engine]) -> None:
