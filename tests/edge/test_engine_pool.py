@@ -497,7 +497,7 @@ def test_inspectors_share_by_model_and_engine(tmp_path: Path, progress: Progress
 
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[Engine]:
-    """Every ONNX Runtime engine that was entered; those that were left are not in it any more at the end."""
+    """Every ONNX Runtime engine that was entered, in that order."""
     entered: list[Engine] = []
     enter = OnnxRuntimeEngine.__enter__
 
