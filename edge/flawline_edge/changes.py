@@ -128,7 +128,7 @@ class Changes:
         before = self._recipes.config
         # From the file: a bundle may have been promoted by a command beside the station.
         overrides = load_overrides(config.state_dir).without_what_changed(before, config)
-        recipes = Recipes(config, overrides)
+        recipes = replace(self._recipes, config=config, overrides=overrides)
         with _Prepared(self._on_switch) as prepared:
             for number in config.recipes:
                 prepared.verify(recipes, number)

@@ -2,7 +2,7 @@
 
 Compiling for a GPU takes minutes, and a station that waited for it would be a line that stands. So it serves on what
 works at once; a thread here has the plan built in a child process, opens the engine and proves it, and the inspection
-takes it over between two parts. Nothing here can delay or lose one.
+takes it over between two parts, or is given it where several cameras share one. Nothing here can delay or lose a part.
 """
 
 from __future__ import annotations
@@ -26,11 +26,17 @@ class EngineUpgrade:
     """A context manager: `prepare` starts on entering, and what became of it is closed on leaving, unless it was taken.
 
     `prepare` gives the engine, not entered; it may take minutes and ends early, with any error, once its event is set.
-    `prove` raises an `EngineError` for an engine that must not serve.
+    `prove` raises an `EngineError` for an engine that must not serve. Who does not `take` it passes `hand_over`, which lets
+    the engine serve and returns the one before it, not in use any more; it raises only while that one still serves.
     """
 
-    def __init__(self, prepare: Callable[[threading.Event], Engine], prove: Callable[[Engine], None]) -> None:
-        self._prepare, self._prove = prepare, prove
+    def __init__(
+        self,
+        prepare: Callable[[threading.Event], Engine],
+        prove: Callable[[Engine], None],
+        hand_over: Callable[[Engine], Engine] | None = None,
+    ) -> None:
+        self._prepare, self._prove, self._hand_over = prepare, prove, hand_over
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._ready: Engine | None = None
@@ -72,6 +78,7 @@ class EngineUpgrade:
             engine = self._prepare(self._stop).__enter__()
             try:
                 self._prove(engine)
+                before = self._hand_over(engine) if self._hand_over is not None else None
             except BaseException:
                 engine.__exit__(None, None, None)
                 raise
@@ -81,5 +88,15 @@ class EngineUpgrade:
         except Exception:
             _log.exception("the engine that serves stays: another could not be made ready")
         else:
+            if before is not None:
+                _close(before)
+                return
             with self._lock:
                 self._ready = engine
+
+
+def _close(engine: Engine) -> None:
+    try:
+        engine.__exit__(None, None, None)
+    except Exception:  # the top of the thread, and the other one serves
+        _log.exception("%s, which served before, could not be closed", engine.kind)

@@ -5,35 +5,30 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
 
+from flawline_edge.engine_pool import EngineOrder, EnginePool
 from flawline_edge.engine_upgrade import EngineUpgrade
+from flawline_edge.self_test import self_test, self_test_batches, self_test_once
 from flawline_edge.trigger import Terms
 from flawline_engines import Engine, open_engine
 from flawline_engines.build import build_in_child
 from flawline_engines.engine import FirstThatWorks
-from flawline_engines.parity import LIMITS
 from flawline_inspect.bundle import Bundle
 from flawline_inspect.config import EngineConfig, RecipeConfig
 from flawline_inspect.decision import Decision, DecisionRule
-from flawline_inspect.errors import BundleError, EngineError
-from flawline_inspect.frame import Placement, Roi, fit_picture
+from flawline_inspect.frame import Placement, Roi
 
 __all__ = ["Inspector", "Judgement"]
 
 _log = logging.getLogger(__name__)
-
-_RAW_TOLERANCE = 0.01
-"""Raw pictures also test the way to the frame, whose resizing may differ in the last bit between builds of OpenCV."""
-_ALIGNED_TOLERANCE = 0.05
-"""Where parts are aligned, the pose differs in the last bits as well; half of what golden pictures keep from the threshold."""
-_WARM_UP_RUNS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +50,9 @@ class Inspector:
     With engine `auto`, a GPU whose plan is not compiled yet takes over between two parts when it is; `on_switch` is
     then called by the thread that judges. Plans are kept below `state_dir`. `public_key` is whose signature the bundle
     must have; None asks for none.
+
+    With a `pool` the engine is the one that all of the station's inspectors of this model share: opened, tested and taken
+    over by a faster one once for all of them, on other threads than those that judge. `camera` is whose inspector this is.
     """
 
     def __init__(
@@ -67,12 +65,15 @@ class Inspector:
         roi: Roi | None = None,
         state_dir: Path | None = None,
         on_switch: Callable[[], None] = lambda: None,
+        pool: EnginePool | None = None,
+        camera: str = "",
     ) -> None:
         self.number = number
         self.bundle = Bundle.open(recipe.bundle, public_key=public_key)
         self.rule = DecisionRule(recipe.threshold or self.bundle.threshold, recipe.review_band)
         self._roi, self._state_dir, self._on_switch = roi, state_dir, on_switch
-        self._opening = open_engine(
+        make = partial(
+            open_engine,
             self.bundle,
             engine.kind,
             precision=engine.precision,
@@ -82,6 +83,10 @@ class Inspector:
             url=engine.url,
             timeout_s=engine.timeout_ms / 1e3,
         )
+        self._opening: Engine = make()  # also where it is shared: what this machine cannot give is refused here
+        self._is_shared = pool is not None
+        if pool is not None:
+            self._opening = pool.share(self._order(make, engine), camera, on_switch)
         self._engine: Engine | None = None
         self._upgrade: EngineUpgrade | None = None
         self._is_seen = False
@@ -93,14 +98,18 @@ class Inspector:
 
     @property
     def engine_kind(self) -> str:
-        return self._engine.kind if self._engine is not None else ""
+        engine = self._engine  # whoever asks is another thread than the one that closes it
+        return engine.kind if engine is not None else ""
 
     @property
     def precision(self) -> str:
-        return self._engine.precision if self._engine is not None else ""
+        engine = self._engine
+        return engine.precision if engine is not None else ""
 
     def __enter__(self) -> Inspector:
         self._engine = self._opening.__enter__()
+        if self._is_shared:  # proven, and made better, for all who share it
+            return self
         try:
             self._self_test(self._engine)
         except BaseException:
@@ -147,6 +156,22 @@ class Inspector:
             decide_ms=1e3 * (decided - inferred),
         )
 
+    def _order(self, make: Callable[[], Engine], engine: EngineConfig) -> EngineOrder:
+        bundle, state_dir = self.bundle, self._state_dir
+        return EngineOrder(
+            key=(bundle.manifest_bytes, engine),  # the manifest names every member by its hash
+            name=bundle.model_id,
+            precision=engine.precision,
+            hw=(bundle.frame.height, bundle.frame.width),
+            open=make,
+            prove=self._self_test_shared,
+            check=lambda joined: self_test_once(bundle, joined),
+            upgrade=lambda opening: upgrade_from(opening, bundle, state_dir),
+            max_batch=engine.max_batch,
+            batch_window_ms=engine.batch_window_ms,
+            answer_s=engine.timeout_ms / 1e3 if engine.kind == "triton" else 0.0,
+        )
+
     def _switch(self) -> None:
         """Take over the engine that was made ready meanwhile, if there is one: this is between two parts."""
         if self._upgrade is None or self._engine is None:
@@ -172,36 +197,12 @@ class Inspector:
             )
 
     def _self_test(self, engine: Engine) -> None:
-        """Every golden picture, fitted and raw, has to score as it did when the bundle was made.
+        """Raises `EngineError` for an engine that must not serve."""
+        self_test(self.bundle, engine)
 
-        Raises `EngineError`. This is what stands between a processor, library or graph gone wrong and a line of
-        parts judged by it.
-        """
-        spec, threshold = self.bundle.frame, self.bundle.threshold
-        if not self.bundle.manifest.golden:
-            raise BundleError(
-                f"{self.bundle.source}: has no golden pictures, so that no station can test itself with it; train it again"
-            )
-        blank = np.zeros((1, spec.height, spec.width, 3), np.uint8)
-        for _ in range(_WARM_UP_RUNS):
-            engine.infer(blank)
-        tolerance = LIMITS[engine.precision].score
-        raw_tolerance = max(tolerance, _RAW_TOLERANCE if spec.alignment is None else _ALIGNED_TOLERANCE)
-        for i, golden in enumerate(self.bundle.golden()):
-            from_raw, _ = fit_picture(golden.raw, spec)
-            for kind, frame, allowed in (
-                ("fitted", golden.fitted, tolerance),
-                ("raw", from_raw, raw_tolerance),
-            ):
-                score = float(engine.infer(frame[None]).scores[0])
-                # `not <=`, so that a NaN fails too
-                if not abs(score - golden.score) <= allowed * max(abs(threshold), abs(golden.score)):
-                    raise EngineError(
-                        f"self-test failed: {kind} golden picture {i} ({golden.label}) of {self.bundle.model_id} scores "
-                        f"{score:.4f} on {engine.kind} {engine.precision}, expected {golden.score:.4f}; "
-                        "use another engine or precision"
-                    )
-        _log.info("%s passed its self-test on %s %s", self.bundle.model_id, engine.kind, engine.precision)
+    def _self_test_shared(self, engine: Engine, batches: Sequence[int]) -> None:
+        self._self_test(engine)
+        self_test_batches(self.bundle, engine, [size for size in batches if size > 1])
 
 
 def upgrade_from(opening: Engine, bundle: Bundle, state_dir: Path | None) -> Callable[[threading.Event], Engine] | None:

@@ -1,7 +1,7 @@
 """A lane: one camera, what triggers it, and the recipe that judges its pictures.
 
 A lane's life is `serve`, on a thread of its own. Nothing that fails in it reaches another lane: they share the verdict's
-path, which only passes on, and nothing else.
+path, which only passes on, and where they judge by the same model its engine, which tells each of its own frames.
 """
 
 from __future__ import annotations

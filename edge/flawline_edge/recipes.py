@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from flawline_edge.engine_pool import EnginePool
 from flawline_edge.inspector import Inspector
 from flawline_inspect.bundle import Bundle
 from flawline_inspect.config import CameraConfig, Config
@@ -27,10 +28,14 @@ def threshold_range(bundle: Bundle) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Recipes:
-    """Immutable, so that what is being prepared cannot change underway."""
+    """Immutable, so that what is being prepared cannot change underway.
+
+    `pool`: the engines that the cameras share; None where each inspector has its own.
+    """
 
     config: Config
     overrides: Overrides
+    pool: EnginePool | None = None
 
     def number_for(self, camera: CameraConfig) -> int:
         """The recipe that this camera's parts are judged by."""
@@ -72,6 +77,8 @@ class Recipes:
             roi=camera.roi,
             state_dir=self.config.state_dir,
             on_switch=on_switch,
+            pool=self.pool,
+            camera=camera.name,
         )
         inspector.rule = self.rule_for(number, inspector.bundle)
         return inspector

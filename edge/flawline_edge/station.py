@@ -24,6 +24,7 @@ from flawline_edge.cameras import Camera, NewestFrame, open_camera
 from flawline_edge.capture import CapturedCamera
 from flawline_edge.changes import Changes
 from flawline_edge.commands import Commands
+from flawline_edge.engine_pool import EnginePool
 from flawline_edge.journal import JOURNAL_FILE, Bounds, Journal, JournalError, next_boot
 from flawline_edge.lane import Lane
 from flawline_edge.messages import Command
@@ -73,7 +74,10 @@ class Station:
         self._reread = reread
         given = {config.cameras[0].name: camera} if camera is not None else dict(cameras or {})
         self._sources = [_source(each, given.get(each.name)) for each in config.cameras]
-        self._recipes = Recipes(config, load_overrides(config.state_dir))
+        self._operations = Operations(config, self._figures)
+        # One camera has its engine for itself: no other thread stands between its parts and their verdicts.
+        pool = EnginePool(len(config.cameras), self._operations.progress) if config.has_several_cameras else None
+        self._recipes = Recipes(config, load_overrides(config.state_dir), pool)
         self._inspectors = [self._recipes.inspector_at_start(each, self._show) for each in config.cameras]
         first = self._inspectors[0]
         self._state = StationState("starting", "", first.number, first.bundle.model_id, "", "", "")
@@ -82,7 +86,6 @@ class Station:
         self._commands: Commands | None = None
         self._supervisor: Supervisor | None = None
         self._journal: Journal | None = None
-        self._operations = Operations(config, self._figures)
 
     # --- for those who look on -------------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ import logging
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from types import TracebackType
 
 import numpy as np
@@ -25,7 +26,7 @@ from numpy.typing import NDArray
 from flawline_engines.engine import MAX_BATCH, Engine, Inference, Precision, checked_frames
 from flawline_inspect.errors import EngineError
 
-__all__ = ["CameraEngine", "SharedEngine", "batch_sizes"]
+__all__ = ["TIMEOUT_S", "CameraEngine", "SharedEngine", "batch_sizes"]
 
 _log = logging.getLogger(__name__)
 
@@ -36,6 +37,8 @@ TIMEOUT_S = 10.0
 """Longer than any inference that does not hang; a station's own deadline is far shorter and not kept here."""
 END_S = 10.0
 """How long leaving waits for a batch under way; an engine that hangs longer is left to its thread."""
+ROUND_S = 0.1
+"""How often `came_round` is called while there is nothing to do."""
 
 
 def batch_sizes(max_batch: int) -> list[int]:
@@ -54,7 +57,9 @@ class SharedEngine:
     `hw`: the frame's height and width. `max_batch`: 1 to 64 frames in one call, None for the engine's own; more serves many
     cameras faster and the first of them later, and each size takes memory (OpenVINO: 80 MiB at 256 px), so that more than
     there are cameras is of no use. `batch_window_ms`: how long a frame may wait for others while the engine is idle.
-    `timeout_s`: how long a call of `infer` may take, waiting included.
+    `timeout_s`: how long a call of `infer` may take, waiting included. `most_cameras`: how many there will be at most, a frame
+    each: no batch is larger. `came_round()` is called by the thread that infers, at least ten times a second unless the
+    engine hangs.
     """
 
     def __init__(
@@ -65,6 +70,8 @@ class SharedEngine:
         max_batch: int | None = None,
         batch_window_ms: float = 0.0,
         timeout_s: float = TIMEOUT_S,
+        most_cameras: int = MAX_BATCH,
+        came_round: Callable[[], None] = lambda: None,
     ) -> None:
         if max_batch is not None and not 1 <= max_batch <= MAX_BATCH:
             raise EngineError(f"max_batch is {max_batch}, expected 1 to {MAX_BATCH}")
@@ -74,6 +81,7 @@ class SharedEngine:
             )
         self._opening, self._hw, self._timeout_s = engine, hw, timeout_s
         self._max_batch, self._window_s = max_batch, batch_window_ms / 1e3
+        self._most_cameras, self._came_round = most_cameras, came_round
         self._engine: Engine | None = None
         self._sizes = [1]
         self._changed = threading.Condition()
@@ -93,7 +101,7 @@ class SharedEngine:
         except BaseException:
             engine.__exit__(None, None, None)
             raise
-        self._engine, self._sizes, self._is_open = engine, self._sizes_of(engine), True
+        self._engine, self._sizes, self._is_open = engine, self.batches_of(engine), True
         self._thread = threading.Thread(target=self._serve, name="flawline-shared-engine", daemon=True)
         self._thread.start()
         return self
@@ -129,11 +137,13 @@ class SharedEngine:
             return before
 
     def _warm_up(self, engine: Engine) -> None:
-        for size in self._sizes_of(engine):
+        for size in self.batches_of(engine):
             engine.infer(np.zeros((size, *self._hw, 3), np.uint8))
 
-    def _sizes_of(self, engine: Engine) -> list[int]:
-        return batch_sizes(self._max_batch or (GPU_BATCH if engine.kind in _BATCHING else 1))
+    def batches_of(self, engine: Engine) -> list[int]:
+        """How many frames this engine is given at once here: every number that occurs, ascending."""
+        largest = self._max_batch or (GPU_BATCH if engine.kind in _BATCHING else 1)
+        return batch_sizes(min(largest, self._most_cameras))
 
     def _has_switched(self) -> bool:
         return self._incoming is None
@@ -223,13 +233,16 @@ class SharedEngine:
         """Waits for frames, and in the window for more of them; nothing when this was closed."""
         with self._changed:
             while True:
-                self._changed.wait_for(lambda: self._turns or self._incoming or not self._is_open)
+                self._came_round()
+                self._changed.wait_for(lambda: self._turns or self._incoming or not self._is_open, ROUND_S)
                 if not self._is_open:
                     return []
                 if self._incoming is not None:
-                    self._engine, self._sizes = self._incoming, self._sizes_of(self._incoming)
+                    self._engine, self._sizes = self._incoming, self.batches_of(self._incoming)
                     self._incoming = None
                     self._changed.notify_all()
+                    continue
+                if not self._turns:
                     continue
                 waiting = sum(len(camera.waiting) for camera in self._turns)
                 oldest = min(camera.waiting[0][0].since for camera in self._turns)
@@ -250,6 +263,7 @@ class SharedEngine:
     def _run(self, frames: NDArray[np.uint8]) -> Inference:
         """One call of the engine. Raises `EngineError` for whatever it does wrong."""
         engine = self.serving
+        self._came_round()
         with self._changed:
             self._busy_since = time.monotonic()
         try:

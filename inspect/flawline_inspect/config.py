@@ -276,7 +276,27 @@ class EngineConfig(_Section):
     provider: Literal["auto", "cpu", "cuda", "tensorrt"] = _key(
         "which backend onnxruntime computes with; auto takes CUDA where onnxruntime-gpu is installed", default="auto"
     )
-    threads: int = _key("0 lets the engine choose; fewer leave cores to others", default=0, ge=0, le=256)
+    threads: int = _key(
+        "0 lets the engine choose; fewer leave cores to others; cameras that share an engine share its threads",
+        default=0,
+        ge=0,
+        le=256,
+    )
+    max_batch: int | None = _key(
+        "several cameras: frames that wait together are inferred together, up to this many; more is faster for all of "
+        "them and later for the first; null is 1 on a CPU, where little is gained, and 8 on a GPU",
+        default=None,
+        ge=1,
+        le=64,
+    )
+    batch_window_ms: float = _key(
+        "several cameras: how long a frame may wait for others while the engine is idle; 0 holds none up, more makes "
+        "larger batches of cameras that are not triggered together",
+        default=0.0,
+        ge=0,
+        le=1000,
+        unit="ms",
+    )
 
     @model_validator(mode="after")
     def _triton_has_an_address(self) -> EngineConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -88,7 +89,9 @@ def frames_of(*levels: int) -> NDArray[np.uint8]:
 
 
 @contextmanager
-def cameras(engine: Engine, n: int, **settings: float) -> Iterator[tuple[SharedEngine, list[CameraEngine]]]:
+def cameras(
+    engine: Engine, n: int, **settings: float | Callable[[], None]
+) -> Iterator[tuple[SharedEngine, list[CameraEngine]]]:
     with ExitStack() as stack:
         shared = stack.enter_context(SharedEngine(engine, HW, **{"max_batch": 8, **settings}))  # type: ignore[arg-type]
         yield shared, [stack.enter_context(shared.camera(f"camera{i}")) for i in range(n)]
@@ -440,6 +443,36 @@ def _answers(handle: CameraEngine) -> bool:
         return handle.infer(frames_of(3)).scores.tolist() == [3]
     except EngineError:
         return False
+
+
+def test_it_comes_round_unless_it_hangs() -> None:
+    """Idle or not: who watches can tell an engine that hangs, although the calls come back."""
+    rounds: list[float] = []
+    engine = StandIn()
+    with cameras(engine, 1, timeout_s=0.2, came_round=lambda: rounds.append(time.monotonic())) as (_, (one,)):
+        until(lambda: len(rounds) > 3)
+        with engine_held(engine, one):
+            during = len(rounds)
+            time.sleep(0.5)
+            assert len(rounds) == during
+        until(lambda: len(rounds) > during)
+    assert max(later - earlier for earlier, later in itertools.pairwise(rounds[:4])) < 1.0
+
+
+@pytest.mark.parametrize(
+    ("kind", "max_batch", "most", "sizes"),
+    [("stand-in", None, 4, [1]), ("tensorrt", None, 3, [1, 2, 3]), ("tensorrt", 64, 64, [1, 2, 4, 8, 16, 32, 64]),
+     ("stand-in", 8, 2, [1, 2]), ("triton", None, 64, [1, 2, 4, 8])],
+)  # fmt: skip
+def test_batches_of_at_most_as_many_as_there_are_cameras(
+    monkeypatch: pytest.MonkeyPatch, kind: str, max_batch: int | None, most: int, sizes: list[int]
+) -> None:
+    """A larger one never occurs, and would be warmed up and take memory all the same."""
+    monkeypatch.setattr(StandIn, "kind", kind)
+    engine = StandIn()
+    with SharedEngine(engine, HW, max_batch=max_batch, most_cameras=most) as shared:
+        assert shared.batches_of(engine) == sizes
+    assert [len(batch) for batch in engine.batches] == sizes
 
 
 def test_leaving_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

@@ -103,6 +103,8 @@ def test_defaults() -> None:
             "threads": 0,
             "url": None,
             "timeout_ms": 1000.0,
+            "max_batch": None,
+            "batch_window_ms": 0.0,
         },
         "journal": {"policy": "best_effort", "max_gb": 2.0, "days": 90.0, "alarm_after": 1000},
         "mqtt": {
@@ -177,7 +179,7 @@ def test_paths_do_not_depend_on_where_the_program_starts(tmp_path: Path, monkeyp
         ),
         pytest.param(
             top(engine={"zzz": 1}),
-            'engine: unknown key "zzz"; the keys here are kind, url, timeout_ms, precision, provider, threads',
+            'engine: unknown key "zzz"; the keys here are kind, url, timeout_ms, precision, provider, threads, max_batch, batch_window_ms',
             id="nothing near",
         ),
         pytest.param(top(mqtt={"password": "x"}), 'mqtt: unknown key "password"; ', id="a secret"),
