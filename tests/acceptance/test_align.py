@@ -73,7 +73,9 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("pose", poses(6, seed=90), ids=lambda pose: f"{pose.angle:.0f}")
 def test_the_heatmap_lands_on_the_defect_in_the_camera_picture(bundle: Path, pose: Pose) -> None:
-    """Whatever the part's angle, the hottest camera pixel is the damaged one, to the smoothing's width."""
+    """Whatever the part's angle, the damaged pixel is the middle of what is hot in the camera picture, to the smoothing's width.
+
+    Its middle: patches see a defect with each of their pixels, and so all around it alike."""
     opened = Bundle.open(bundle)
     picture = damaged(pose)
     frame, placement = fit_picture(picture, opened.frame)
@@ -82,8 +84,8 @@ def test_the_heatmap_lands_on_the_defect_in_the_camera_picture(bundle: Path, pos
         # Twenty steps learn little: the defect is what differs from a good part at the same pose, in either direction.
         bad_map, good_map = (engine.infer(each[None]).heatmaps[0] for each in (frame, good))
     camera = placement.heatmap_to_camera(np.abs(bad_map - good_map))
-    row, column = np.unravel_index(camera.argmax(), camera.shape)
-    assert math.dist((float(column), float(row)), pose.at(*SPOT)) < 8
+    rows, columns = np.nonzero(camera > camera.max() / 2)
+    assert math.dist((float(columns.mean()), float(rows.mean())), pose.at(*SPOT)) < 8
 
 
 def test_check_tells_what_cannot_be_placed(
