@@ -98,7 +98,8 @@ def test_what_was_packed_comes_back() -> None:
     bundle = Bundle(WHOLE, SOURCE)
     assert {name: bundle.member(name) for name in bundle.manifest.members} == small_members()
     packed_in = {key: value for key, value in small_manifest().items() if key != "data"}
-    packed_in["frame"]["stretch"], packed_in["health"] = False, None
+    packed_in["frame"] |= {"stretch": False, "kind": "object"}
+    packed_in["health"] = None
     packed_in["calibration"] |= {  # what the manifest says where a bundle knows no more of its threshold
         "parts": [], "exceedances": None, "confidence": None, "estimated_false_reject_rate": None, "suspects": [],
         "defects": None,
