@@ -225,7 +225,10 @@ def test_a_broker_that_answers_slowly_is_kept(
 def test_an_outage_under_load(
     broker: Mosquitto, proxy: TcpProxy, journal: Journal, station: Any, listen: Any, reset: bool
 ) -> None:
-    """Cuts in the middle of a stream of verdicts: each arrives live or on history, none twice live, history in order."""
+    """Cuts in the middle of a stream of verdicts: each arrives live or on history, none twice live.
+
+    On history one may come twice: what was cut off before its acknowledgement came back is sent again.
+    """
     plc = listen(broker.port)
     publisher = online(station(proxy.port, journal))
     count = 150
@@ -238,7 +241,7 @@ def test_an_outage_under_load(
     live, history = seqs(plc.on("verdict")), seqs(plc.on("history"))
     assert len(live) == len(set(live)) and live == sorted(live)
     assert set(live) | set(history) == set(range(1, count + 1))
-    assert len(history) == len(set(history))
+    assert len(history) - len(set(history)) <= publisher.counters.reconnects * connection_module._HISTORY_IN_FLIGHT
     assert publisher.counters.reconnects >= 1
 
 
