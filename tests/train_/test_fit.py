@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from types import SimpleNamespace
 from typing import ClassVar
@@ -98,6 +99,19 @@ def test_share_of_time(monkeypatch: pytest.MonkeyPatch, now: float, share: float
     """A budget of time is used up by the monotonic clock, whatever the number of steps."""
     monkeypatch.setattr(fitting, "time", SimpleNamespace(monotonic=lambda: now))
     assert Budget(until=130.0).share_done(10**9, started=100.0) == pytest.approx(share)
+
+
+def test_a_time_may_end_with_its_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever is over first; of a training that goes on, the time that it spent before counts, and its steps do not twice."""
+    monkeypatch.setattr(time, "monotonic", lambda: 110.0)
+    budget = Budget(until=200.0, at_most=10)
+    assert budget.share_done(0, started=100.0) == pytest.approx(0.1)
+    assert budget.share_done(5, started=100.0) == 0.5
+    assert budget.share_done(5, started=100.0, before=0.3) == 0.5
+    assert budget.share_done(5, started=100.0, before=0.6) == pytest.approx(0.7)
+    for wrong in ({"steps": 3, "at_most": 2}, {"until": 200.0, "at_most": 0}):
+        with pytest.raises(InputError, match="at least 1 step belongs to a time"):
+            Budget(**wrong)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", ["gpu please", "cuda:99", "", "cpu:x"])

@@ -112,7 +112,7 @@ def train_command(
     out
         The bundle to write, such as part.flawline. An older one survives every failure.
     minutes
-        Bounds the whole command. Longer trains better; 5 when neither this nor --steps is given.
+        Bounds the whole command; 5 when neither this nor --steps is given. Longer trains better, up to 250 looks at each picture.
     steps
         Train this many steps instead; the same seed then gives the same model on the same machine.
     size

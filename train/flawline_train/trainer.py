@@ -129,8 +129,7 @@ class Pace(pl.Callback):
         self.interrupted = False
 
     def _share_at(self, step: int) -> float:
-        share = self._job.budget.share_done(step, self._started)
-        return share if self._job.budget.steps is not None else self._done_before + share
+        return self._job.budget.share_done(step, self._started, self._done_before)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._started = self._saved = time.monotonic()

@@ -13,7 +13,7 @@ from flawline_inspect.bundle import MODEL, REPORT, WEIGHTS, Bundle, bundle_bytes
 from flawline_inspect.frame import Roi
 from flawline_train.alignment import AlignChoice, align_members
 from flawline_train.calibrate import MapCalibration
-from flawline_train.fit import Budget, FitProgress, FitResult
+from flawline_train.fit import BATCH_SIZE, MAX_EPOCHS, Budget, FitProgress, FitResult
 from flawline_train.golden import PER_LABEL, GoldenSet, choose_golden
 from flawline_train.health import LearntHealth, learn_health
 from flawline_train.kind import CROP, KindChoice
@@ -233,7 +233,9 @@ def _budget(options: TrainOptions, started: float, material: Material, n_defects
     if material.pictures.kind == "texture":
         height, width = material.pictures.frames.shape[1:3]
         tiles = max(1.0, height * width / CROP**2)
-    return Budget(until=end_of_fit(started, options.minutes, n_pictures, material.reading_s, options.report, tiles))
+    until = end_of_fit(started, options.minutes, n_pictures, material.reading_s, options.report, tiles)
+    steps = max(options.schedule.warm_up, MAX_EPOCHS * len(material.train) // (BATCH_SIZE * options.devices))
+    return Budget(until=until, at_most=None if options.is_anomalib else steps)
 
 
 def _golden(options: TrainOptions, material: Material, model: bytes, calibration: MapCalibration) -> GoldenSet:
