@@ -140,8 +140,8 @@ def test_a_recipe_holds_from_its_acknowledgement_on(line: Line) -> None:
         assert line.judge().recipe == 1
 
 
-def test_parts_are_judged_while_a_recipe_is_loaded(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the old one; no trigger waits for the loading, and none is judged by another recipe than it says."""
+def hold_recipe_2(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Event]:
+    """Recipe 2 sets the first event when its loading begins, and goes on when the second is set."""
     loading, may_go_on = threading.Event(), threading.Event()
     enter = Inspector.__enter__
 
@@ -152,6 +152,12 @@ def test_parts_are_judged_while_a_recipe_is_loaded(line: Line, monkeypatch: pyte
         return enter(self)
 
     monkeypatch.setattr(Inspector, "__enter__", slowly)
+    return loading, may_go_on
+
+
+def test_parts_are_judged_while_a_recipe_is_loaded(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the old one; no trigger waits for the loading, and none is judged by another recipe than it says."""
+    loading, may_go_on = hold_recipe_2(monkeypatch)
     with line.runs():
         line.wire.command("recipe", {"id": "r", "recipe": 2})
         assert loading.wait(WAIT_S)
@@ -577,16 +583,7 @@ def test_too_many_commands_are_refused_and_then_not_answered(line: Line, monkeyp
 
 def test_what_cannot_wait_any_more_is_busy(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
     """While a recipe is loaded eight changes may wait, and a pause is not among them."""
-    loading, may_go_on = threading.Event(), threading.Event()
-    enter = Inspector.__enter__
-
-    def slowly(self: Inspector) -> Inspector:
-        if self.number == 2:
-            loading.set()
-            may_go_on.wait(WAIT_S)
-        return enter(self)
-
-    monkeypatch.setattr(Inspector, "__enter__", slowly)
+    loading, may_go_on = hold_recipe_2(monkeypatch)
     with line.runs():
         line.wire.command("recipe", {"id": "r", "recipe": 2})
         assert loading.wait(WAIT_S)
