@@ -9,6 +9,8 @@ model's reconstruction where it has one (Draem, Ganomaly), else the mean good fr
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 import torch
 from anomalib.data.utils.image import pad_nextpow2
@@ -90,7 +92,9 @@ def _reversed_colours(x: Tensor) -> Tensor:
 
 
 class AnomalibGraph(InspectionGraph):
-    """The graph around a `MapNetwork`, which gives its error map itself."""
+    """The graph around a `MapNetwork`, which gives its error map itself, at the frame's size."""
+
+    cell: ClassVar[int] = 1
 
     def __init__(self, network: MapNetwork, good: GoodSpread, placement: Placement) -> None:
         super().__init__(network, nn.Identity(), good, placement)
@@ -98,7 +102,6 @@ class AnomalibGraph(InspectionGraph):
     def forward(self, frames: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x = frames.float().permute(0, 3, 1, 2) / 255  # Cast first: TensorRT takes no other operation on uint8
         errors, expected = self.network(x)
-        heatmaps = (errors[:, 0] - self.mean) * self.inverse_spread  # (N, H, W)
-        scores = torch.topk(heatmaps.flatten(1), self.top_pixels, dim=1).values.mean(1)
+        scores, heatmaps = self._judged(errors)
         pictures = (expected.clamp(0, 1) * 255).round().permute(0, 2, 3, 1).to(torch.uint8)
         return scores, heatmaps, pictures

@@ -118,6 +118,7 @@ def learn_anomalib(
         parts=parts,
         doubted=doubted,
         keep_suspects=keep_suspects,
+        cell=AnomalibGraph.cell,
     )
     graph = AnomalibGraph(fitted.network.cpu(), calibration.good, placement).eval()
     return AnomalibTraining(graph, calibration, fitted.result, fitted.notes, method)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from flawline_inspect.calibration import MIN_CALIBRATION_PICTURES, GoodSpread, fit_spread, leave_one_out
 from flawline_inspect.frame import Placement
 from flawline_train.autoencoders import Reconstruction
-from flawline_train.graph import ERROR_CHANNELS, ErrorMap, reconstruct, top_pixels
+from flawline_train.graph import CELL, ERROR_CHANNELS, Box, ErrorMap, cells_of, reconstruct, top_cells
 from flawline_train.light import Light
 from flawline_train.threshold import Threshold, threshold_from_scores
 from flawline_train.weighing import damaged_copies, step_of, weigh
@@ -70,27 +70,26 @@ class Look:
 def mixture(
     look: Look,
     frames: NDArray[np.uint8],
-    content: tuple[int, int, int, int],
-    top_pixels: int,
+    content: Box,
+    top: int,
     names: Sequence[str],
     trusted: NDArray[np.bool_],
     *,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> tuple[ErrorMap, NDArray[np.float32]]:
-    """The error map, weighted by the `trusted` (n,) of good `frames` (n, H, W, 3), and theirs, (n, H, W).
+    """The error map, weighted by the `trusted` (n,) of good `frames` (n, H, W, 3), and theirs, (n, H / 2, W / 2).
 
-    `content`: (x, y, w, h) that shows pictures, `top_pixels`: how many of it are scored, `names`: each frame's part.
+    `content`: the pixels that show pictures, `top`: how many of its cells are scored, `names`: each frame's part.
     """
     hw = (frames.shape[1], frames.shape[2])
-    left, top, content_w, content_h = content
-    inside = np.s_[..., top : top + content_h, left : left + content_w]
+    inside = _within(cells_of(content))
     candidates = ErrorMap(hw, _channels(look, frames)).to(look.device)
     if "patches" in candidates.names:
         candidates.patches.fit(candidates.ratio(x, found) for x, found in look.at(frames[trusted]))
     good = _smoothed(candidates, look, frames, on_progress=on_progress)
     floors = np.maximum(FLOOR_SHARE * good.means[trusted].mean(0), SMALLEST_FLOOR)
     candidates.floors.copy_(torch.from_numpy(floors))
-    errors = good.relative(candidates)  # (n, C, H, W)
+    errors = good.relative(candidates)  # (n, C, H / 2, W / 2)
     # Each error in units of its own typical spread over good parts: a mixture of equal weights is rarely the best single
     # error and never the worst, so the weighing starts from it.
     spreads = (
@@ -100,7 +99,7 @@ def mixture(
     weights = units
     if getattr(look.network, "error_channels", None) is None:
         step = step_of(hw)
-        coarser = np.s_[..., top : top + content_h : step, left : left + content_w : step]
+        coarser = _within(cells_of(content), step)
         copies = damaged_copies(frames[trusted], content)
         damaged = _smoothed(candidates, look, copies, coarser).relative(candidates)
         in_units = units.astype(np.float32)[:, None, None]
@@ -109,7 +108,7 @@ def mixture(
                 candidates.names,
                 errors[coarser][trusted] * in_units,
                 damaged * in_units,
-                top_pixels,
+                top,
                 [name for name, is_trusted in zip(names, trusted, strict=True) if is_trusted],
                 step=step,
                 places=look.places,
@@ -151,7 +150,7 @@ def calibrate(
     look = Look(network, light, device)
     trusted = without(np.array(names), doubted)
     error_map, combined = mixture(
-        look, frames, placement.content, top_pixels(placement), names, trusted, on_progress=on_progress
+        look, frames, placement.content, top_cells(placement), names, trusted, on_progress=on_progress
     )
     maps = calibrate_maps(
         combined,
@@ -174,14 +173,16 @@ def calibrate_maps(
     doubted: Collection[str] = (),
     keep_suspects: bool = False,
     cross_fitted: NDArray[np.floating] | None = None,
+    cell: int = CELL,
 ) -> MapCalibration:
-    """Calibrate with the raw error maps (n, H, W) of held-out good pictures, whoever made them. Arguments as in `calibrate`."""
+    """Calibrate with the raw error maps (n, h, w) of held-out good pictures, whoever made them, whose values are those of cells of
+    `cell` pixels a side. Arguments as in `calibrate`."""
+    inside, top = _within(cells_of(placement.content, cell)), top_cells(placement, cell)
     names = np.array([str(i) for i in range(len(errors))] if parts is None else list(parts))
 
     def judged(heatmaps: NDArray[np.float32]) -> NDArray[np.float32]:
-        left, top, content_w, content_h = placement.content
-        pixels = heatmaps[:, top : top + content_h, left : left + content_w].reshape(len(heatmaps), -1)
-        return np.sort(pixels, 1)[:, -top_pixels(placement) :].mean(1, dtype=np.float32)
+        values = heatmaps[inside].reshape(len(heatmaps), -1)
+        return np.sort(values, 1)[:, -top:].mean(1, dtype=np.float32)
 
     def scored(kept: NDArray[np.bool_]) -> NDArray[np.float32]:
         scores = np.empty(len(errors), np.float32)
@@ -241,6 +242,12 @@ def settle(
     return MapCalibration(fitted(kept), scores, tuple(distinct), part_scores, threshold)
 
 
+def _within(box: Box, step: int = 1) -> tuple[EllipsisType | slice, ...]:
+    """The index of maps (..., h, w) for every `step`th place of a box."""
+    x, y, w, h = box
+    return np.s_[..., y : y + h : step, x : x + w : step]
+
+
 def without(names: NDArray[np.str_], parts: Collection[str]) -> NDArray[np.bool_]:
     """Which of the pictures show none of these parts; all of them where too few would be left."""
     left = ~np.isin(names, list(parts))
@@ -249,7 +256,7 @@ def without(names: NDArray[np.str_], parts: Collection[str]) -> NDArray[np.bool_
 
 @dataclass(frozen=True, slots=True)
 class _Errors:
-    """`maps` (n, C, H, W), or what was kept of them, are smoothed and not yet divided; `means` (n, C) are those of the whole
+    """`maps` (n, C, h, w), or what was kept of them, are smoothed and not yet divided; `means` (n, C) are those of the whole
     errors before the smoothing."""
 
     maps: NDArray[np.float32]
@@ -281,7 +288,7 @@ def _smoothed(
     """The errors of `frames` (n, H, W, 3); of the maps only the index `keep`, since hundreds of whole ones fill the memory."""
     maps, means, done = [], [], 0
     for x, found in look.at(frames):
-        channels = error_map.channels(x, found)  # (B, C, H, W)
+        channels = error_map.channels(x, found)  # (B, C, H / 2, W / 2)
         n, count, height, width = channels.shape
         means.append(channels.mean((2, 3)).cpu())
         flat = error_map.smooth(channels.reshape(n * count, 1, height, width))

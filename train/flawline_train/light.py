@@ -46,6 +46,7 @@ class Light(nn.Module):
 
     log_usual: Tensor
     usually_white: Tensor
+    white_cells: Tensor
     plane: Tensor
     solve: Tensor
     lowest: Tensor
@@ -61,7 +62,8 @@ class Light(nn.Module):
         plane = torch.stack([ones, _slope(h)[:, None] * ones, _slope(w) * ones]).flatten(1)  # (3, hw)
         self.register_buffer("plane", plane)
         self.register_buffer("log_usual", torch.zeros(h * w))
-        self.register_buffer("usually_white", torch.zeros(1, 1, h, w))
+        self.register_buffer("usually_white", torch.zeros(1, 1, *frame_hw))
+        self.register_buffer("white_cells", torch.zeros(h * w))
         self.register_buffer("solve", torch.zeros_like(plane))
         self.register_buffer("lowest", torch.zeros(3))
         self.register_buffer("highest", torch.zeros(3))
@@ -70,12 +72,12 @@ class Light(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         found = self.coefficients(x).view(-1, 3, 1, 1)
-        gain = (found[:, :1] + found[:, 1:2] * self.down + found[:, 2:] * self.across).exp()
+        # The plane's exponential is a product of one of the rows and one of the columns, which are few.
+        rows, columns = found[:, :1] + found[:, 1:2] * self.down, found[:, 2:] * self.across
+        inverse = (-rows).exp() * (-columns).exp()
         # What is usually white and is white stays white: how much brighter it would have been nobody knows.
-        white = _whiteness(x) * F.interpolate(
-            self.usually_white, size=x.shape[2:], mode="bilinear", align_corners=False
-        )
-        return (x * (white + (1 - white) / gain)).clamp(0, 1), gain
+        white = _whiteness(x) * self.usually_white
+        return (x * (inverse + white * (1 - inverse))).clamp(0, 1), rows.exp() * columns.exp()
 
     def coefficients(self, x: Tensor) -> Tensor:
         """(B, 3): the logarithm of the gain in the middle, what it gains from there to the bottom, and to the right."""
@@ -84,7 +86,7 @@ class Light(nn.Module):
 
     def _fitted(self, x: Tensor) -> Tensor:
         seen = (self._small(x.mean(1, keepdim=True)) + OFFSET).log() - self.log_usual  # (B, hw)
-        white = self._small(_whiteness(x)) * self.usually_white.flatten()
+        white = self._small(_whiteness(x)) * self.white_cells
         found = torch.zeros_like(seen[:, :3])
         for clip in CLIPS:
             rest = seen - (found[:, :, None] * self.plane).sum(1)
@@ -107,7 +109,11 @@ class Light(nn.Module):
             return
         self.log_usual.copy_((usual + OFFSET).log())
         white = torch.cat([self._small(_whiteness(x)) for x in self._batches(frames)]).mean(0)
-        self.usually_white.copy_(white.view_as(self.usually_white))
+        self.white_cells.copy_(white)
+        cells = white.view(1, 1, *(side // self.factor for side in self.usually_white.shape[2:]))
+        self.usually_white.copy_(
+            F.interpolate(cells, size=self.usually_white.shape[2:], mode="bilinear", align_corners=False)
+        )
         self.solve.copy_(torch.linalg.solve(normal, self.plane * weights))
         found = torch.cat([self._fitted(x) for x in self._batches(frames)])
         self.lowest.copy_(found.quantile(_TAILS, dim=0) - MARGIN)

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from flawline_inspect.calibration import GoodSpread, Moments
 from flawline_inspect.frame import Placement
 from flawline_train.calibrate import Calibration, Look, mixture, settle, without
-from flawline_train.graph import ErrorMap, tile_top_pixels
+from flawline_train.graph import CELL, ErrorMap, cells_of, tile_top_cells
 from flawline_train.kind import tile_hw
 from flawline_train.light import Light
 
@@ -52,7 +52,7 @@ def calibrate_texture(
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Calibration:
     """As `flawline_train.calibrate.calibrate`, for a network that takes pictures of any size. `good` is the same for all pixels of
-    the edge and for all others; scores are means of the `tile_top_pixels` largest values."""
+    the edge and for all others; scores are means of the `tile_top_cells` largest values."""
     n = len(frames)
     names = np.array([str(i) for i in range(n)] if parts is None else list(parts))
     device = next(network.parameters()).device
@@ -63,7 +63,7 @@ def calibrate_texture(
         Look(network, None, device, places=False),
         crops,
         (edge, edge, crop_w - 2 * edge, crop_h - 2 * edge),
-        tile_top_pixels(placement),
+        tile_top_cells(placement),
         names[crop_of].tolist(),
         without(names, doubted)[crop_of],
     )
@@ -76,11 +76,11 @@ def calibrate_texture(
             mean, spread = (np.full(n, value) for value in good.pooled())
             mean[kept], spread[kept] = good.leave_one_out(names[kept].tolist())
             values.append((region.largest - mean[:, None]) / spread[:, None])
-        count = tile_top_pixels(placement)
+        count = tile_top_cells(placement)
         return np.sort(np.concatenate(values, 1), 1)[:, -count:].mean(1).astype(np.float32)
 
     def fitted(kept: NDArray[np.bool_]) -> GoodSpread:
-        hw = (frames.shape[1], frames.shape[2])
+        hw = (frames.shape[1] // CELL, frames.shape[2] // CELL)
         inner, edge = (Moments(region.means[kept], region.variances[kept]).spread(hw) for region in seen)
         is_inner = np.zeros(hw, np.bool_)
         is_inner[_inner(placement)] = True
@@ -128,9 +128,9 @@ class _Region(NamedTuple):
 
 
 def _inner(placement: Placement) -> tuple[slice, slice]:
-    """The part of the frame that shows the picture, without its edge."""
-    left, top, w, h = placement.content
-    edge = min(EDGE, min(w, h) // 4)
+    """The cells that show the picture, without its edge."""
+    left, top, w, h = cells_of(placement.content)
+    edge = min(EDGE // CELL, min(w, h) // 4)
     return np.s_[top + edge : top + h - edge, left + edge : left + w - edge]
 
 
@@ -142,9 +142,10 @@ def _looked_at(
     on_progress: Callable[[int, int], None] | None,
 ) -> tuple[_Region, _Region]:
     """All within, all at the edge."""
-    left, top, w, h = placement.content
-    count = tile_top_pixels(placement)
-    is_inner = torch.zeros(frames.shape[1:3], dtype=torch.bool, device=look.device)
+    left, top, w, h = cells_of(placement.content)
+    count = tile_top_cells(placement)
+    hw = (frames.shape[1] // CELL, frames.shape[2] // CELL)
+    is_inner = torch.zeros(hw, dtype=torch.bool, device=look.device)
     is_edge = is_inner.clone()
     is_inner[_inner(placement)] = True
     is_edge[top : top + h, left : left + w] = True

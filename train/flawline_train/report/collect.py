@@ -8,6 +8,7 @@ import logging
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -240,12 +241,12 @@ def _maps(pictures: GoodPictures, good: GoodSpread, reference: NDArray[np.uint8]
         Map(
             "Mean error",
             "What the network usually fails to rebuild; subtracted before scoring.",
-            map_picture(good.mean, pictures.placement),
+            map_picture(_to_frame(good.mean, spread), pictures.placement),
         ),
         Map(
             "Spread of the error",
             "The unit of the heatmap: errors count less where it is large.",
-            map_picture(good.spread, pictures.placement),
+            map_picture(_to_frame(good.spread, spread), pictures.placement),
         ),
     ]
     if reference is not None:
@@ -253,6 +254,11 @@ def _maps(pictures: GoodPictures, good: GoodSpread, reference: NDArray[np.uint8]
             Map("Alignment reference", "Every picture is turned and shifted to match this one.", webp(reference))
         )
     return tuple(out)
+
+
+def _to_frame(values: NDArray[np.float32], frame: NDArray[np.float64]) -> NDArray[np.float32]:
+    """A map of cells at the frame's size, that of `frame` (H, W)."""
+    return np.asarray(cv2.resize(values, frame.shape[::-1], interpolation=cv2.INTER_LINEAR), np.float32)
 
 
 def _mean_and_spread(frames: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
