@@ -79,8 +79,8 @@ def small_graph(frames: dict[str, NDArray[np.uint8]]) -> SmallGraph:
     error_map.weights.copy_(torch.tensor([4.0, 2.5, 1.5, 3.0, 0.5]))
     error_map.floors.copy_(torch.tensor([0.01, 0.02, 0.03, 0.01, 0.1]))
     good = GoodSpread(
-        mean=random.uniform(0.05, 0.3, (HEIGHT, WIDTH)).astype(np.float32),
-        spread=random.uniform(0.05, 0.2, (HEIGHT, WIDTH)).astype(np.float32),
+        mean=random.uniform(0.05, 0.3, (HEIGHT // 2, WIDTH // 2)).astype(np.float32),
+        spread=random.uniform(0.05, 0.2, (HEIGHT // 2, WIDTH // 2)).astype(np.float32),
     )
     placement = Placement((640, 400), (0, 0, 640, 400), (0, 4, 64, 40))
     graph = InspectionGraph(network, error_map, good, placement, light).eval()
@@ -120,8 +120,8 @@ def method_graph() -> Callable[[str], SmallGraph]:
             channels = network.error_channels or every
             error_map, light = _fitted_to(x, network, channels)
         good = GoodSpread(
-            mean=random.uniform(0.05, 0.3, (HEIGHT, WIDTH)).astype(np.float32),
-            spread=random.uniform(0.05, 0.2, (HEIGHT, WIDTH)).astype(np.float32),
+            mean=random.uniform(0.05, 0.3, (HEIGHT // 2, WIDTH // 2)).astype(np.float32),
+            spread=random.uniform(0.05, 0.2, (HEIGHT // 2, WIDTH // 2)).astype(np.float32),
         )
         placement = Placement((640, 400), (0, 0, 640, 400), (0, 4, 64, 40))
         graph = InspectionGraph(network, error_map, good, placement, light).eval()

@@ -40,7 +40,7 @@ def inspection_graph() -> InspectionGraph:
     shaken(network)
     network.finish([torch.from_numpy(varied_parts(12, (64, 48))).permute(0, 3, 1, 2).float() / 255])
     placement = Placement((128, 76), (0, 0, 128, 76), (0, 4, 64, 38))
-    return InspectionGraph(network, error_map, good_spread((48, 64)), placement).eval()
+    return InspectionGraph(network, error_map, good_spread((24, 32)), placement).eval()
 
 
 @pytest.fixture(scope="session")

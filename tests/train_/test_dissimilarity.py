@@ -10,7 +10,8 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from flawline_train.dissimilarity import coarse_error, gradient_dissimilarity, structural_dissimilarity
+from flawline_train.dissimilarity import coarse_error, gradient_dissimilarities, structural_dissimilarity
+from flawline_train.graph import brought_to
 
 F64 = NDArray[np.float64]
 KINDS = ["unrelated", "nearly equal", "equal", "inverted", "brighter", "flat and flat", "black and white"]
@@ -37,12 +38,12 @@ def pair(hw: tuple[int, int], kind: str) -> tuple[F64, F64]:
     return x, np.asarray(y, np.float64)
 
 
-def plain_structural(x: F64, y: F64) -> F64:
-    """1 - SSIM as in Wang et al. 2004, uniform 7 x 7 window: (H, W) twice → (H, W)."""
+def plain_structural(x: F64, y: F64, side: int = 7) -> F64:
+    """1 - SSIM as in Wang et al. 2004, uniform window of `side` pixels: (H, W) twice → (H, W)."""
 
     def windows(picture: F64) -> F64:
-        padded = np.pad(picture, 3, mode="reflect")
-        return sliding_window_view(padded, (7, 7)).reshape(*picture.shape, 49)
+        padded = np.pad(picture, side // 2, mode="reflect")
+        return sliding_window_view(padded, (side, side)).reshape(*picture.shape, side**2)
 
     c1, c2 = 0.01**2, 0.03**2
     wx, wy = windows(x), windows(y)
@@ -55,7 +56,7 @@ def plain_structural(x: F64, y: F64) -> F64:
 
 
 def plain_gradient(x: F64, y: F64) -> F64:
-    """1 - MSGMS by Prewitt's filters at full, half and quarter size, enlarged by OpenCV: (H, W) twice → (H, W)."""
+    """1 - MSGMS by Prewitt's filters at full and half size, enlarged by OpenCV: (H, W) twice → (H, W)."""
 
     def magnitude(picture: F64) -> F64:
         across, down = (ndimage.prewitt(picture, axis, mode="mirror") / 3 for axis in (1, 0))
@@ -63,7 +64,7 @@ def plain_gradient(x: F64, y: F64) -> F64:
 
     height, width = x.shape
     maps = []
-    for factor in (1, 2, 4):
+    for factor in (1, 2):
         a, b = (magnitude(block_means(picture, factor)) for picture in (x, y))
         similarity = (2 * a * b + 0.0026) / (a**2 + b**2 + 0.0026)
         maps.append(cv2.resize(1 - similarity, (width, height), interpolation=cv2.INTER_LINEAR))
@@ -74,6 +75,11 @@ def block_means(picture: F64, factor: int) -> F64:
     """(..., H, W) → (..., H / f, W / f)."""
     *lead, height, width = picture.shape
     return picture.reshape(*lead, height // factor, factor, width // factor, factor).mean((-3, -1))
+
+
+def gradient_dissimilarity(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """The sum of both scales, (B, 1, H, W)."""
+    return brought_to((x.shape[2], x.shape[3]), gradient_dissimilarities(x, y))
 
 
 def tensor(picture: F64) -> torch.Tensor:
@@ -91,6 +97,8 @@ def test_structural_dissimilarity_against_plain_numpy(hw: tuple[int, int], kind:
     assert found.shape == (1, 1, *hw) and found.dtype == torch.float32
     np.testing.assert_allclose(found[0, 0].numpy(), np.mean(by_colour, 0), atol=1e-5)
     np.testing.assert_allclose(structural_dissimilarity(tensor(x[0]), tensor(y[0]))[0, 0], by_colour[0], atol=1e-5)
+    of_three = structural_dissimilarity(tensor(x[0]), tensor(y[0]), 3)
+    np.testing.assert_allclose(of_three[0, 0], plain_structural(x[0], y[0], 3), atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -106,13 +114,12 @@ def test_gradient_dissimilarity_against_scipy(hw: tuple[int, int], kind: str) ->
 @pytest.mark.parametrize("factor", [1, 2, 8, 16])
 @pytest.mark.parametrize("hw", [(16, 352), (48, 64)], ids=str)
 def test_coarse_error_against_opencv(hw: tuple[int, int], factor: int) -> None:
-    """Block means compared and enlarged bilinearly, down to a single row."""
+    """Block means compared, down to a single row."""
     x, _ = pair(hw, "unrelated")
     coarse = np.random.default_rng(1).random((3, hw[0] // factor, hw[1] // factor))
-    small = np.abs(block_means(x, factor) - coarse).mean(0)
-    wanted = cv2.resize(small, (hw[1], hw[0]), interpolation=cv2.INTER_LINEAR)
+    wanted = np.abs(block_means(x, factor) - coarse).mean(0)
     found = coarse_error(tensor(x), tensor(coarse))
-    assert found.shape == (1, 1, *hw)
+    assert found.shape == (1, 1, *wanted.shape)
     np.testing.assert_allclose(found[0, 0].numpy(), wanted, atol=1e-6)
 
 

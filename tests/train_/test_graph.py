@@ -23,10 +23,13 @@ from flawline_train.graph import (
     ERROR_CHANNELS,
     ErrorMap,
     InspectionGraph,
+    brought_to,
+    cells_of,
+    doubled,
     gaussian_taps,
     reconstruct,
     run_graph,
-    top_pixels,
+    top_cells,
 )
 
 F64 = NDArray[np.float64]
@@ -34,8 +37,9 @@ U8 = NDArray[np.uint8]
 
 
 def plain_smoothing(errors: F64, long_side: int) -> F64:
-    """A Gaussian of 2/128 of the long side, cut off after three of its deviations, edges reflected: (H, W) → (H, W)."""
-    sigma = 2 / 128 * long_side
+    """A Gaussian of 2/128 of the frame's long side, two pixels a cell, cut off after three of its deviations, edges reflected:
+    (h, w) → (h, w)."""
+    sigma = 1 / 128 * long_side
     radius = max(1, int(np.ceil(3 * sigma)))
     taps = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
     taps /= taps.sum()
@@ -48,9 +52,9 @@ def bilinear(picture: F64, hw: tuple[int, int]) -> F64:
 
 
 def plain_patches(ratio: F64) -> F64:
-    """Before it is fitted: the deviation within 5x5 patches, at half and quarter size, by SciPy."""
+    """Before it is fitted: the deviation within 5x5 patches, at full and half size, by SciPy."""
     maps = []
-    for scale in (2, 4):
+    for scale in (1, 2):
         small = block_means(ratio[None], scale)[0]
         mean, squares = (ndimage.uniform_filter(each, 5, mode="mirror") for each in (small, small**2))
         maps.append(bilinear(np.sqrt(np.maximum(squares - mean**2, 0)), ratio.shape))  # type: ignore[arg-type]
@@ -85,20 +89,57 @@ def test_channels_come_by_their_names() -> None:
     """Each is the one of its name, in the order asked for; SSIM and MSGMS are those of the grey pictures."""
     hw = (32, 48)
     x, y = pair(hw, "unrelated")
-    small = np.abs(block_means(x, 2) - block_means(y, 2)).mean(0)
+    cells, expected = block_means(x, 2), block_means(y, 2)
     wanted = {
-        "absolute": np.abs(x - y).mean(0),
-        "ssim": plain_structural(x.mean(0), y.mean(0)),
-        "msgms": plain_gradient(x.mean(0), y.mean(0)),
-        "coarse": cv2.resize(small, hw[::-1], interpolation=cv2.INTER_LINEAR),
-        "patches": plain_patches(np.log(x.mean(0) + 0.02) - np.log(bilinear(block_means(y, 2).mean(0), hw) + 0.02)),
+        "absolute": block_means(np.abs(x - y), 2).mean(0),
+        "ssim": plain_structural(cells.mean(0), expected.mean(0), 3),
+        "msgms": plain_gradient(cells.mean(0), expected.mean(0)),
+        "coarse": np.abs(cells - expected).mean(0),
+        "patches": plain_patches(np.log(cells.mean(0) + 0.02) - np.log(expected.mean(0) + 0.02)),
     }
     assert set(wanted) == set(ERROR_CHANNELS)
     for names in (ERROR_CHANNELS, ERROR_CHANNELS[::-1], ("msgms", "absolute"), ("coarse",)):
         found = ErrorMap(hw, names).channels(*given(hw))
-        assert found.shape == (1, len(names), *hw) and found.dtype == torch.float32
+        assert found.shape == (1, len(names), 16, 24) and found.dtype == torch.float32
         for channel, name in zip(found[0].numpy(), names, strict=True):
             np.testing.assert_allclose(channel, wanted[name], atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("factor", [1, 4, 8])
+@torch.inference_mode()
+def test_a_coarse_picture_of_any_size(factor: int) -> None:
+    """The map has cells of two pixels, whether the coarse picture has more or fewer of them."""
+    hw = (32, 48)
+    x, y = pair(hw, "unrelated")
+    coarse = block_means(y, factor)
+    error = np.abs(block_means(x, factor) - coarse).mean(0)
+    found = ErrorMap(hw, ("coarse",)).channels(tensor(x), Reconstruction(tensor(y), tensor(coarse)))[0, 0].numpy()
+    if factor == 1:
+        wanted = block_means(error, 2)
+    else:
+        wanted = error
+        while wanted.shape[0] < 16:
+            wanted = bilinear(wanted, (2 * wanted.shape[0], 2 * wanted.shape[1]))
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("hw", [(1, 1), (1, 7), (6, 9)], ids=str)
+@torch.inference_mode()
+def test_doubling_is_opencv_s_bilinear_resizing(hw: tuple[int, int]) -> None:
+    """And keeps the mean, which is why errors may be weighed before they are brought to size."""
+    x = np.random.default_rng(0).random(hw)
+    found = doubled(torch.from_numpy(x)[None, None].float())[0, 0].numpy()
+    np.testing.assert_allclose(found, bilinear(x, (2 * hw[0], 2 * hw[1])), atol=1e-6)
+    assert found.mean() == pytest.approx(x.mean(), rel=1e-5)
+
+
+@torch.inference_mode()
+def test_maps_of_several_sizes_are_summed_at_the_one_asked_for() -> None:
+    """In whatever order they come."""
+    large, small, tiny = (torch.rand(2, 1, 16 // f, 24 // f) for f in (1, 2, 4))
+    wanted = large + doubled(small) + doubled(doubled(tiny))
+    torch.testing.assert_close(brought_to((16, 24), [tiny, large, small]), wanted)
+    torch.testing.assert_close(brought_to((16, 24), [tiny]), doubled(doubled(tiny)))
 
 
 @pytest.mark.parametrize("names", [(), ("absolute", "psnr"), ("SSIM",)], ids=str)
@@ -110,12 +151,15 @@ def test_an_error_that_does_not_exist_is_refused(names: tuple[str, ...]) -> None
 
 @torch.inference_mode()
 def test_equal_pictures_have_no_error_at_all() -> None:
-    """Exactly 0, not a rounding error that a small spread would blow up."""
+    """Exactly 0, not a rounding error that a small spread would blow up; against a coarse picture, whose grey is formed in another
+    order, patches differ by that of a logarithm."""
     x = tensor(pair((32, 32), "equal")[0])
-    assert not ErrorMap((32, 32), ERROR_CHANNELS)(x, Reconstruction(x.clone(), x.clone())).any()
+    assert not ErrorMap((32, 32), tuple(set(ERROR_CHANNELS) - {"coarse"}))(x, Reconstruction(x.clone())).any()
+    found = ErrorMap((32, 32), ERROR_CHANNELS).channels(x, Reconstruction(x.clone(), x.clone()))[0]
+    assert not found[:-1].any() and float(found[-1].max()) < 1e-5
 
 
-@pytest.mark.parametrize(("long_side", "hw"), [(32, (32, 32)), (64, (48, 64)), (128, (64, 128)), (256, (256, 32))])
+@pytest.mark.parametrize(("long_side", "hw"), [(32, (16, 16)), (64, (24, 32)), (128, (32, 64)), (256, (128, 16))])
 @torch.inference_mode()
 def test_smoothing_against_scipy(long_side: int, hw: tuple[int, int]) -> None:
     """The two convolutions are scipy.ndimage's correlations with mirrored edges, within float32's rounding."""
@@ -175,7 +219,7 @@ def test_long_and_thin_frames_have_an_error_map(hw: tuple[int, int]) -> None:
     """A cable: any frame that `frame_for` allows can be reduced, smoothed and enlarged."""
     x = torch.rand(1, 3, *hw)
     found = ErrorMap(hw, ERROR_CHANNELS)(x, Reconstruction(x * 0.5, LinearAutoencoder(hw)(x * 0.9)))
-    assert found.shape == (1, 1, *hw) and bool(torch.isfinite(found).all())
+    assert found.shape == (1, 1, hw[0] // 2, hw[1] // 2) and bool(torch.isfinite(found).all())
 
 
 @torch.inference_mode()
@@ -204,33 +248,56 @@ def test_reconstruct_clamps_the_picture_and_keeps_the_coarse_one() -> None:
     ("content", "k"),
     [
         pytest.param((0, 0, 16, 16), 1, id="at least one"),
-        pytest.param((0, 0, 128, 128), 49, id="0.3 % of 16384"),
-        pytest.param((16, 0, 96, 128), 37, id="the border does not count"),
-        pytest.param((0, 0, 1120, 1120), 3763, id="just below TensorRT's limit"),
-        pytest.param((0, 0, 2048, 2048), 3840, id="at TensorRT's limit"),
+        pytest.param((0, 0, 128, 128), 12, id="0.3 % of 4096"),
+        pytest.param((16, 0, 96, 128), 9, id="the border does not count"),
+        pytest.param((0, 0, 2240, 2240), 3763, id="just below TensorRT's limit"),
+        pytest.param((0, 0, 4096, 4096), 3840, id="at TensorRT's limit"),
     ],
 )
-def test_top_pixels(content: tuple[int, int, int, int], k: int) -> None:
-    """The score is the mean of 0.3 % of the part's pixels: at least one, at most 3840."""
-    assert top_pixels(Placement((1, 1), (0, 0, 1, 1), content)) == k
+def test_top_cells(content: tuple[int, int, int, int], k: int) -> None:
+    """The score is the mean of 0.3 % of the part's cells: at least one, at most 3840; four times as many where they are pixels."""
+    placement = Placement((1, 1), (0, 0, 1, 1), content)
+    assert top_cells(placement) == k
+    assert top_cells(placement, 1) == min(3840, max(1, round(0.003 * content[2] * content[3])))
+
+
+@pytest.mark.parametrize(
+    ("box", "cells"),
+    [
+        ((0, 0, 32, 16), (0, 0, 16, 8)),
+        ((6, 2, 36, 28), (3, 1, 18, 14)),
+        ((5, 3, 36, 28), (3, 2, 17, 13)),
+        ((3, 3, 1, 1), (2, 2, 1, 1)),
+    ],
+    ids=str,
+)
+def test_cells_of_a_box_lie_within_it(box: tuple[int, int, int, int], cells: tuple[int, int, int, int]) -> None:
+    """A cell that shows some of the border is border. There is one at least."""
+    assert cells_of(box) == cells
+    assert cells_of(box, 1) == box
 
 
 @torch.inference_mode()
 def test_heatmap_score_and_expected_recomputed(inspection_graph: InspectionGraph) -> None:
-    """Heatmap = (error - mean) / spread on the part and 0 on the border; score = mean of its top 0.3 %; expected = rounded."""
+    """Map = (error - mean) / spread on the part and 0 on the border; score = mean of its top 0.3 %; the heatmap is the map at the
+    frame's size; expected = rounded."""
     frames = parts(5, (64, 48))
     scores, heatmaps, expected = run_graph(inspection_graph, frames)
     x = torch.from_numpy(frames).float().permute(0, 3, 1, 2) / 255
     found = reconstruct(inspection_graph.network, x)
     errors = inspection_graph.error_map(x, found)[:, 0].double().numpy()
     mean = inspection_graph.mean.double().numpy()
-    spread = np.divide(1.0, inspection_graph.inverse_spread.numpy()[4:42].astype(np.float64))
+    inverse = inspection_graph.inverse_spread.double().numpy()
+    assert inverse.shape == mean.shape == (24, 32)
+    assert (inverse[2:21] > 0).all() and not inverse[:2].any() and not inverse[21:].any()
+    maps = (errors - mean) * inverse
 
     assert heatmaps.shape == (5, 48, 64) and heatmaps.dtype == np.float32
-    np.testing.assert_allclose(heatmaps[:, 4:42], (errors[:, 4:42] - mean[4:42]) / spread, rtol=1e-4, atol=1e-4)
-    assert not heatmaps[:, :4].any() and not heatmaps[:, 42:].any()
-    k = round(0.003 * 64 * 38)
-    top = np.sort(heatmaps.reshape(5, -1).astype(np.float64), 1)[:, -k:].mean(1)
+    for heatmap, each in zip(heatmaps, maps, strict=True):
+        np.testing.assert_allclose(heatmap, bilinear(each, (48, 64)), rtol=1e-4, atol=1e-4)
+    assert not heatmaps[:, :3].any() and not heatmaps[:, 43:].any()
+    k = round(0.003 * 32 * 19)
+    top = np.sort(maps.reshape(5, -1), 1)[:, -k:].mean(1)
     np.testing.assert_allclose(scores, top, rtol=1e-5)
     assert expected.dtype == np.uint8 and expected.shape == frames.shape
     np.testing.assert_array_equal(expected, np.rint(found.expected.permute(0, 2, 3, 1).numpy() * np.float32(255)))
@@ -248,7 +315,7 @@ def test_heatmap_is_in_units_of_the_spread() -> None:
     error_map = ErrorMap((32, 32), ("absolute",))
     error_map.floors.fill_(0.75)  # 0.25 + 0.75 = 1: divided by nothing
     for spread, reading in ((0.05, 3.0), (0.025, 6.0)):
-        graph = InspectionGraph(Darker(), error_map, spread_of(hw, 0.1, spread), whole(hw)).eval()
+        graph = InspectionGraph(Darker(), error_map, spread_of((16, 16), 0.1, spread), whole(hw)).eval()
         scores, heatmaps, expected = run_graph(graph, frames)
         np.testing.assert_allclose(heatmaps, reading, rtol=1e-5)
         np.testing.assert_allclose(scores, reading, rtol=1e-5)
@@ -265,17 +332,17 @@ def test_expected_is_clamped_to_what_a_picture_can_show() -> None:
     frames: U8 = np.zeros((1, 32, 32, 3), np.uint8)
     frames[:, 16:] = 255
     _, _, expected = run_graph(
-        InspectionGraph(Contrast(), ErrorMap((32, 32)), spread_of((32, 32)), whole((32, 32))).eval(), frames
+        InspectionGraph(Contrast(), ErrorMap((32, 32)), spread_of((16, 16)), whole((32, 32))).eval(), frames
     )
     np.testing.assert_array_equal(expected, frames)
 
 
 def test_good_parts_border_never_counts() -> None:
     """However wild the border of the maps, it changes neither heatmap nor score."""
-    hw, placement = (32, 32), Placement((32, 20), (0, 0, 32, 20), (0, 6, 32, 20))
-    calm = spread_of(hw)
+    placement = Placement((32, 20), (0, 0, 32, 20), (0, 6, 32, 20))
+    calm = spread_of((16, 16))
     mean, spread = calm.mean.copy(), calm.spread.copy()
-    mean[:6], spread[26:] = -1e6, 1e-9
+    mean[:3], spread[13:] = -1e6, 1e-9
     found = [
         run_graph(InspectionGraph(Blur(), ErrorMap((32, 32)), good, placement).eval(), parts(2, (32, 32)))
         for good in (calm, GoodSpread(mean, spread))
@@ -352,7 +419,7 @@ def test_tensorrt_can_take_every_operation(proto: onnx.ModelProto) -> None:
         assert not (node.op_type == "Resize" and attributes.get("antialias"))
     constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
     (top_k,) = [node for node in proto.graph.node if node.op_type == "TopK"]
-    assert constants[top_k.input[1]].item() == round(0.003 * 64 * 38)
+    assert constants[top_k.input[1]].item() == round(0.003 * 32 * 19)
 
 
 @pytest.mark.parametrize("n", [1, 3, 16])

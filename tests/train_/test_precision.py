@@ -161,7 +161,10 @@ def test_another_network_is_converted_too(frames: NDArray[np.uint8]) -> None:
     """With whatever operators it has: nothing here knows the filtering autoencoder."""
     torch.manual_seed(0)
     graph = InspectionGraph(
-        Ahead(), ErrorMap(HW), good_spread(HW), Placement((64, 48), (0, 0, 64, 48), (0, 0, 64, 48))
+        Ahead(),
+        ErrorMap(HW),
+        good_spread((HW[0] // 2, HW[1] // 2)),
+        Placement((64, 48), (0, 0, 64, 48), (0, 0, 64, 48)),
     ).eval()
     model = onnx_from_graph(graph)
     expected = infer(model, frames)
@@ -281,7 +284,10 @@ def test_a_network_without_convolutions() -> None:
             return x * self.gain
 
     graph = InspectionGraph(
-        shaken(Plain()), ErrorMap(HW), good_spread(HW), Placement((64, 48), (0, 0, 64, 48), (0, 0, 64, 48))
+        shaken(Plain()),
+        ErrorMap(HW),
+        good_spread((HW[0] // 2, HW[1] // 2)),
+        Placement((64, 48), (0, 0, 64, 48), (0, 0, 64, 48)),
     ).eval()
     with pytest.raises(BundleError, match=r"no convolutions|which of its nodes are the network"):
         quantizable_model(onnx_from_graph(graph), list(parts(2, (64, 48))))

@@ -20,7 +20,7 @@ from flawline_train import train
 from flawline_train.autoencoders import FilteringAutoencoder
 from flawline_train.autoencoders.methods import METHODS, build
 from flawline_train.fit import FROM_SCRATCH, Budget, batch_rng, fit, make_batch
-from flawline_train.graph import InspectionGraph, run_graph, tile_top_pixels, top_pixels
+from flawline_train.graph import CELL, InspectionGraph, reconstruct, run_graph, tile_top_cells, top_cells
 from flawline_train.retraining import Previous
 from flawline_train.texture import EDGE, calibrate_texture
 from flawline_train.trainer import identity_of
@@ -132,15 +132,16 @@ def test_scores_are_those_of_a_graph_that_never_saw_the_part() -> None:
     frames[3] = np.clip(frames[3] * 1.2, 0, 255)
     parts = ["a", "b", "c", "d", "d", "e", "f"]
     found = calibrate_texture(Blur(), frames, where, false_reject_target=0.1, parts=parts, keep_suspects=True)
-    edge = np.ones((160, 160), np.bool_)
-    edge[EDGE:-EDGE, EDGE:-EDGE] = False
+    edge = np.ones((80, 80), np.bool_)
+    edge[EDGE // CELL : -EDGE // CELL, EDGE // CELL : -EDGE // CELL] = False
     for maps in (found.good.mean, found.good.spread):
         assert np.ptp(maps[edge]) == np.ptp(maps[~edge]) == 0
-    raw = GoodSpread(np.zeros((160, 160), np.float32), np.ones((160, 160), np.float32))
-    _, errors, _ = run_graph(InspectionGraph(Blur(), found.error_map, raw, where, places=False), frames)
+    x = torch.from_numpy(frames).float().permute(0, 3, 1, 2) / 255
+    with torch.inference_mode():
+        errors = found.error_map(x, reconstruct(Blur(), x))[:, 0].numpy()
     for i, part in enumerate(parts):
         others = errors[[name != part for name in parts]]
-        without = GoodSpread(np.empty((160, 160), np.float32), np.empty((160, 160), np.float32))
+        without = GoodSpread(np.empty((80, 80), np.float32), np.empty((80, 80), np.float32))
         for region in (edge, ~edge):
             pooled = fit_pooled(others[:, region][:, None])
             without.mean[region], without.spread[region] = pooled.mean[0], pooled.spread[0]
@@ -151,8 +152,8 @@ def test_scores_are_those_of_a_graph_that_never_saw_the_part() -> None:
 def test_the_score_is_that_of_the_worst_tile() -> None:
     """As many pixels as of one crop count, however large the frame; a frame no larger than a crop is as an object's."""
     small, large = placement((128, 96)), placement((1024, 512))
-    assert tile_top_pixels(small) == top_pixels(small)
-    assert tile_top_pixels(large) == tile_top_pixels(placement((128, 128))) < top_pixels(large)
+    assert tile_top_cells(small) == top_cells(small)
+    assert tile_top_cells(large) == tile_top_cells(placement((128, 128))) < top_cells(large)
 
 
 def test_a_doubted_part_shapes_nothing() -> None:

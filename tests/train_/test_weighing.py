@@ -52,12 +52,13 @@ def maps(seen: dict[str, float], wild: dict[str, float] | None = None, seed: int
 @pytest.mark.parametrize(
     ("seen", "wild", "wanted"),
     [
+        pytest.param({"ssim": 2.0, "msgms": 2.0}, {"coarse": 30.0}, trusted(0, 1, 1, 0, 9), id="coarse only disturbs"),
         pytest.param(
-            {"ssim": 2.0, "msgms": 2.0}, {"coarse": 30.0}, trusted(0, 1, 1, 0, 4.5), id="coarse only disturbs"
+            {"ssim": 3.0, "msgms": 3.0}, {"absolute": 30.0}, trusted(0, 1, 1, 0, 9), id="absolute only disturbs"
         ),
-        pytest.param({"coarse": 3.0}, {}, trusted(0, 1, 1, 9, 4.5), id="coarse alone sees"),
-        pytest.param({"absolute": 5.0}, {}, trusted(0.5, 1, 1, 0, 4.5), id="absolute alone sees"),
-        pytest.param({"absolute": 2.0, "coarse": 1.5}, {}, trusted(0.5, 1, 1, 9, 4.5), id="these two see"),
+        pytest.param({"coarse": 3.0}, {}, trusted(0, 1, 1, 9, 9), id="coarse alone sees"),
+        pytest.param({"absolute": 2.0, "coarse": 1.5}, {}, trusted(2, 1, 1, 9, 9), id="these two see"),
+        pytest.param({"absolute": 5.0}, {}, USUAL_OF_ALL, id="absolute alone sees: not by more than the margin"),
         pytest.param(dict.fromkeys(NAMES, 50.0), {}, USUAL_OF_ALL, id="all see all"),
     ],
 )
@@ -80,6 +81,13 @@ def test_weights_come_in_the_order_of_the_names(names: tuple[str, ...]) -> None:
     good, damaged = maps({"ssim": 50.0, "msgms": 50.0})
     chosen = [NAMES.index(name) for name in names]
     assert weigh(names, good[:, chosen], damaged[:, chosen], TOP) == pytest.approx(usual_of(names))
+
+
+def test_few_parts_choose_less() -> None:
+    """What ten parts decide, three leave at the usual mixture: their AUROC is less certain, and so the margin wider."""
+    good, damaged = maps({"coarse": 3.0})
+    assert weigh(NAMES, good, damaged, TOP) == pytest.approx(trusted(0, 1, 1, 9, 9))
+    assert weigh(NAMES, good[:3], damaged, TOP) == pytest.approx(usual_of(NAMES, n=3))
 
 
 def test_three_pictures_can_be_weighed_and_two_parts_cannot() -> None:

@@ -19,7 +19,7 @@ from flawline_train.withheld import WITHHELD, damage
 __all__ = ["damaged_copies", "step_of", "weigh"]
 
 USUAL = {"absolute": 2.0, "ssim": 1.0, "msgms": 1.0, "coarse": 4.5, "patches": 9.0}
-OTHERS = {"absolute": (1.0, 2.0), "ssim": (1.0,), "msgms": (1.0,), "coarse": (0.0, 4.5, 9.0), "patches": (9.0,)}
+OTHERS = {"absolute": (0.0, 1.0, 2.0), "ssim": (1.0,), "msgms": (1.0,), "coarse": (0.0, 4.5, 9.0), "patches": (9.0,)}
 LINEAR = ("coarse", "patches")
 HALF_AT = 40
 """What rests on principal components knows only how the parts that it has seen vary: with so many held-out parts (a quarter of
