@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
+from flawline_edge.disk import DiskWatch
 from flawline_edge.messages import StationState
 from flawline_edge.metrics import Figures, Metrics
 from flawline_edge.metrics_server import MetricsServer
@@ -34,7 +35,8 @@ _JOIN_S = 2.0
 class Operations:
     """A context manager that the station enters once its state directory is its own, and leaves last.
 
-    `figures` is asked whenever somebody reads the metrics. Raises `ConfigError` where the metrics' port is taken.
+    `figures` is asked whenever somebody reads the metrics. `on_disk` is told why the disk is an alarm, and "" when it is none: the
+    first time once the station has shown itself ready. Raises `ConfigError` where the metrics' port is taken.
 
         with Operations(config, figures) as operations:
             operations.state_changed(state)            # at every change
@@ -42,11 +44,14 @@ class Operations:
             operations.metrics(inspection)             # an observer
     """
 
-    def __init__(self, config: Config, figures: Callable[[], Figures | None]) -> None:
+    def __init__(
+        self, config: Config, figures: Callable[[], Figures | None], on_disk: Callable[[str], None] = lambda text: None
+    ) -> None:
         self.progress = Progress()
         self.metrics = Metrics(config.station, config.state_dir, [camera.name for camera in config.cameras], figures)
         self._config = config
         self._stale_s = max(STALE_S, 2 * config.deadline_ms / 1e3)
+        self._disk = DiskWatch(config.state_dir, on_disk)
         self._manager = ServiceManager()
         self._changed = threading.Event()
         self._left = threading.Event()
@@ -137,6 +142,8 @@ class Operations:
             self._changed.clear()
             self._keep_status()
             self._report_stuck()
+            if self._has_been_ready:
+                self._disk.look()
             if self.progress.has_advanced():
                 self._manager.alive()
                 self._renew_status()

@@ -74,7 +74,9 @@ class Station:
         self._reread = reread
         given = {config.cameras[0].name: camera} if camera is not None else dict(cameras or {})
         self._sources = [_source(each, given.get(each.name)) for each in config.cameras]
-        self._operations = Operations(config, self._figures)
+        self._operations = Operations(
+            config, self._figures, on_disk=lambda text: self._publisher.alarm("disk", bool(text), text)
+        )
         # One camera has its engine for itself: no other thread stands between its parts and their verdicts.
         pool = EnginePool(len(config.cameras), self._operations.progress) if config.has_several_cameras else None
         self._recipes = Recipes(config, load_overrides(config.state_dir), pool)

@@ -71,6 +71,11 @@ _add(
     "flawline status", "flawline status --config press7.yaml --json",
 )  # fmt: skip
 _add(
+    app, "promote", "flawline_edge.promote_command:promote", _LINE,
+    "Let a recipe serve another bundle, now and after a restart.",
+    "flawline promote part-2.flawline", "flawline promote cap-4.flawline --recipe 2 --config press7.yaml",
+)  # fmt: skip
+_add(
     app, "verdicts", "flawline_edge.verdicts_command:verdicts", _LINE,
     "Show what the station decided, from its journal.",
     "flawline verdicts --since 2h --result reject", "flawline verdicts --part SN12345 --state-dir state/",

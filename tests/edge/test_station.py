@@ -1154,6 +1154,7 @@ def test_the_whole_way_on_a_real_broker(tmp_path: Path) -> None:
     assert retained.pop("state")["state"] == "stopped"
     assert {topic: alarm["active"] for topic, alarm in retained.items()} == {
         "alarm/camera": False,
+        "alarm/disk": False,
         "alarm/engine": False,
         "alarm/health": False,
         "alarm/journal": False,

@@ -221,7 +221,8 @@ def commands(of: App = app, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]
 
 COMMANDS = [
     ("bench",), ("build",), ("bundle", "keygen"), ("bundle", "show"), ("bundle", "sign"), ("bundle", "verify"), ("check",),
-    ("config", "check"), ("config", "schema"), ("demo",), ("eval",), ("export",), ("parity",), ("quantize",), ("report",), ("run",),
+    ("config", "check"), ("config", "schema"), ("demo",), ("eval",), ("export",), ("parity",),
+    ("promote",), ("quantize",), ("report",), ("run",),
     ("sample",), ("simulate",), ("soak",), ("status",), ("train",), ("verdicts",),
 ]  # fmt: skip
 MODULES = {
