@@ -10,6 +10,7 @@ import ctypes
 import importlib.util
 import logging
 import platform
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -98,6 +99,15 @@ def checked_frames(frames: NDArray[np.uint8], hw: tuple[int, int]) -> NDArray[np
         expected = f"uint8 (N, {hw[0]}, {hw[1]}, 3) with N from 1 to {MAX_BATCH}"
         raise EngineError(f"frames are {frames.dtype} {frames.shape}, expected {expected}")
     return np.ascontiguousarray(frames)
+
+
+def timed_ms(call: Callable[[], object], runs: int) -> NDArray[np.float64]:
+    """Milliseconds of each of `runs` calls, one right behind the other."""
+    marks = [time.perf_counter()]
+    for _ in range(runs):
+        call()
+        marks.append(time.perf_counter())
+    return 1e3 * np.diff(marks)
 
 
 def model_for(bundle: Bundle, precision: Precision) -> bytes:

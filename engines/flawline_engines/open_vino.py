@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from flawline_engines.engine import Inference, Precision, checked_frames
+from flawline_engines.engine import Inference, Precision, checked_frames, timed_ms
 from flawline_inspect.errors import EngineError
 
 __all__ = ["OpenVinoEngine"]
@@ -31,8 +31,18 @@ _ARITHMETIC = frozenset(
         "MatMul",
     }
 )
-_Run = Callable[[NDArray[np.uint8]], Any]
-"""Frames of one batch size → the three outputs by number."""
+
+
+class _Request(Protocol):
+    """What is compiled for one batch size."""
+
+    def infer(self, frames: NDArray[np.uint8]) -> Any:
+        """The three outputs by number, in memory of their own."""
+        ...
+
+    def bare(self, frames: NDArray[np.uint8]) -> Callable[[], object]:
+        """OpenVINO's own call on these frames, whose results stay where it computes them."""
+        ...
 
 
 class OpenVinoEngine:
@@ -49,8 +59,8 @@ class OpenVinoEngine:
             raise EngineError(f"openvino has no precision {precision!r}; expected {', '.join(_PRECISION_HINTS)}")
         self._model, self._hw, self._threads = model, hw, threads
         self.precision: Precision = precision
-        self._compile: Callable[[int], _Run] | None = None
-        self._runs: dict[int, _Run] = {}
+        self._compile: Callable[[int], _Request] | None = None
+        self._requests: dict[int, _Request] = {}
 
     def __enter__(self) -> OpenVinoEngine:
         try:
@@ -70,7 +80,7 @@ class OpenVinoEngine:
                     config["INFERENCE_NUM_THREADS"] = self._threads
                 return core.compile_model(model, "CPU", config).create_infer_request()
 
-            def compile_for(batch: int) -> _Run:
+            def compile_for(batch: int) -> _Request:
                 # One request a batch size: with a dynamic batch OpenVINO took three times as long (benchmarks/LOG.md).
                 def read() -> Any:
                     model = core.read_model(self._model, b"")
@@ -80,13 +90,12 @@ class OpenVinoEngine:
                 hint, model = _PRECISION_HINTS[self.precision], read()
                 ends = _network_ends(model) if hint == "bf16" else []
                 if not ends:
-                    whole = request(model, hint)
-                    return lambda frames: whole.infer([frames], share_inputs=True)
+                    return _Whole(openvino, request(model, hint))
                 network, tail = _cut(openvino, model, read(), ends)
-                return _run_both(request(network, hint), request(tail, "f32"), len(ends))
+                return _NetworkAndTail(openvino, request(network, hint), request(tail, "f32"), len(ends))
 
             self._compile = compile_for
-            self._runs = {1: compile_for(1)}
+            self._requests = {1: compile_for(1)}
         except RuntimeError as exc:
             if isinstance(exc, EngineError):
                 raise
@@ -97,21 +106,76 @@ class OpenVinoEngine:
         self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._compile = None
-        self._runs = {}
+        self._requests = {}
 
     def infer(self, frames: NDArray[np.uint8]) -> Inference:
-        if self._compile is None:
-            raise EngineError("the engine is not open; use it inside `with`")
         frames = checked_frames(frames, self._hw)
-        batch = len(frames)
         try:
-            if batch not in self._runs:
-                self._runs[batch] = self._compile(batch)
-            results = self._runs[batch](frames)
+            results = self._request(len(frames)).infer(frames)
+        except EngineError:
+            raise
         except RuntimeError as exc:
             raise EngineError(f"openvino failed: {_last_line(exc)}") from exc
-        # Without share_outputs OpenVINO copies: the arrays stay valid after the next frame.
         return Inference(*(results[i] for i in range(3)))
+
+    def bare_ms(self, frames: NDArray[np.uint8], runs: int) -> NDArray[np.float64]:
+        """What OpenVINO's own call takes, `runs` times, for `flawline bench` to hold `infer` against."""
+        frames = checked_frames(frames, self._hw)
+        try:
+            return timed_ms(self._request(len(frames)).bare(frames), runs)
+        except EngineError:
+            raise
+        except RuntimeError as exc:
+            raise EngineError(f"openvino failed: {_last_line(exc)}") from exc
+
+    def _request(self, batch: int) -> _Request:
+        if self._compile is None:
+            raise EngineError("the engine is not open; use it inside `with`")
+        if batch not in self._requests:
+            self._requests[batch] = self._compile(batch)
+        return self._requests[batch]
+
+
+# --- what is compiled --------------------------------------------------------------------------------------------------
+
+
+class _Whole:
+    def __init__(self, openvino: Any, request: Any) -> None:
+        self._openvino, self._request = openvino, request
+
+    def infer(self, frames: NDArray[np.uint8]) -> Any:
+        # Without share_outputs OpenVINO copies: the arrays stay valid after the next frame.
+        return self._request.infer([frames], share_inputs=True)
+
+    def bare(self, frames: NDArray[np.uint8]) -> Callable[[], object]:
+        self._request.set_input_tensor(self._openvino.Tensor(frames, shared_memory=True))
+        return lambda: self._request.infer(None, share_outputs=True)
+
+
+class _NetworkAndTail:
+    """Two requests, one behind the other; `n_ends` tensors go from the first to the second."""
+
+    def __init__(self, openvino: Any, network: Any, tail: Any, n_ends: int) -> None:
+        self._openvino, self._network, self._tail = openvino, network, tail
+        for i in range(n_ends):
+            tail.set_input_tensor(
+                1 + i, network.get_output_tensor(i)
+            )  # the same memory: nothing is copied between them
+
+    def infer(self, frames: NDArray[np.uint8]) -> Any:
+        self._network.infer([frames], share_inputs=True, share_outputs=True)
+        return self._tail.infer({0: frames}, share_inputs=True)
+
+    def bare(self, frames: NDArray[np.uint8]) -> Callable[[], object]:
+        shared = self._openvino.Tensor(frames, shared_memory=True)
+        self._network.set_input_tensor(shared)
+        self._tail.set_input_tensor(0, shared)
+
+        def both() -> None:
+            self._network.infer(None, share_outputs=True)
+            self._tail.infer(None, share_outputs=True)
+
+        return both
 
 
 # --- cutting the graph -------------------------------------------------------------------------------------------------
@@ -165,17 +229,6 @@ def _cut(openvino: Any, model: Any, copy: Any, ends: Sequence[str]) -> tuple[Any
         parameters.append(parameter)
     tail = openvino.Model(copy.get_results(), copy.get_parameters() + parameters, "tail")
     return head, tail
-
-
-def _run_both(network: Any, tail: Any, n_ends: int) -> _Run:
-    for i in range(n_ends):
-        tail.set_input_tensor(1 + i, network.get_output_tensor(i))  # the same memory: nothing is copied between them
-
-    def run(frames: NDArray[np.uint8]) -> Any:
-        network.infer([frames], share_inputs=True)
-        return tail.infer({0: frames}, share_inputs=True)
-
-    return run
 
 
 def _last_line(exc: Exception) -> str:
