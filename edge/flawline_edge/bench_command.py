@@ -38,9 +38,11 @@ from flawline_engines.bench import (
     has_precision,
     measure,
     peak_gflops,
+    python_cost,
     times_in_turn,
 )
 from flawline_engines.engine import (
+    GPU_KINDS,
     MODEL_MEMBERS,
     Engine,
     EngineKind,
@@ -49,8 +51,9 @@ from flawline_engines.engine import (
     model_for,
     open_engine,
 )
+from flawline_engines.gpu_memory import open_memory
 from flawline_engines.onnx_file import network_alone
-from flawline_engines.roofline import bound, copy_gb_per_s, traffic
+from flawline_engines.roofline import bound, copy_gb_per_s, gpu_copy_gb_per_s, traffic
 from flawline_inspect.bundle import MODEL, Bundle
 from flawline_inspect.clock import wall_clock
 from flawline_inspect.config import EMBEDDED_BROKER, parse_config
@@ -85,6 +88,7 @@ def bench(
     batches: list[int] | None = None,
     seconds: float = 1.0,
     parts: int = 200,
+    state_dir: Path | None = None,
     json: bool = False,
 ) -> None:
     """Measure latency, throughput, how much of the machine's limit that is, and what the daemon adds.
@@ -104,6 +108,8 @@ def bench(
         Time for each measurement of an engine.
     parts
         Parts that the daemon inspects for its overhead; 0 leaves the daemon out.
+    state_dir
+        Where `flawline build` keeps plans; without it the user's cache folder. TensorRT's plan is compiled if there is none.
     json
         Print one JSON object instead of tables.
     """
@@ -124,7 +130,9 @@ def bench(
             precision: dataclasses.asdict(traffic(model_for(opened, precision), _hw(opened), cost, precision))
             for precision in _precisions(opened)
         },
-        "engines": list(_engine_rows(opened, cost, engines or installed_kinds(), threads, batches, seconds, progress)),
+        "engines": list(
+            _engine_rows(opened, cost, engines or installed_kinds(), threads, batches, seconds, state_dir, progress)
+        ),
         "daemon": None,
         "memory": None,
     }
@@ -194,6 +202,7 @@ def _engine_rows(
     threads: list[int],
     batches: list[int],
     seconds: float,
+    state_dir: Path | None,
     progress: Console,
 ) -> Iterator[Report]:
     golden = [picture.fitted for picture in bundle.golden()] or [_blank(bundle)]
@@ -201,27 +210,30 @@ def _engine_rows(
     copy = {n: copy_gb_per_s(n) for n in threads}
     network_gflop = graph_cost(network_alone(bundle.member(MODEL)), _hw(bundle)).gflop
     for kind in dict.fromkeys(kinds):
+        is_gpu = kind in GPU_KINDS
         for precision in _precisions(bundle, kind):
-            for n in threads:
+            for n in [0] if is_gpu else threads:
                 try:
                     with contextlib.ExitStack() as stack:
-                        peak: float | None = None
+                        progress.print(f"{kind} {precision}, {_threads(n)}: what its convolutions reach", markup=False)
+                        peak = peak_gflops(kind, precision=precision, threads=n)
+                        rate = gpu_copy_gb_per_s(open_memory()) if is_gpu else copy[n]
                         network: Engine | None = None
-                        if kind in ("openvino", "onnxruntime"):
-                            progress.print(
-                                f"{kind} {precision}, {_threads(n)}: what its convolutions reach", markup=False
-                            )
-                            peak = peak_gflops(kind, precision=precision, threads=n)
+                        if not is_gpu:  # whose engines take no graph without a heatmap
                             alone = network_alone(model_for(bundle, precision))
                             network = stack.enter_context(engine_for(alone, _hw(bundle), kind, precision, n))
-                        engine = stack.enter_context(open_engine(bundle, kind, precision=precision, threads=n))
+                        engine = stack.enter_context(
+                            open_engine(bundle, kind, precision=precision, threads=n, state_dir=state_dir)
+                        )
                         for batch in batches:
                             progress.print(f"{kind} {precision}, {_threads(n)}: batch {batch}", markup=False)
                             frames = np.stack([golden[i % len(golden)] for i in range(batch)])
                             row = _engine_row(engine, n, measure(engine, frames, seconds=seconds), cost, peak)
-                            if peak is not None and network is not None:
-                                row |= _roofline(bundle, engine, row, cost, peak, copy[n])
+                            row |= _roofline(bundle, engine, row, cost, peak, rate)
+                            if network is not None:
                                 row |= _shares(engine, network, frames, network_gflop, peak, seconds)
+                            if batch == 1:
+                                row |= _python(engine, frames, seconds)
                             yield row
                 except EngineError as exc:
                     progress.print(f"flawline: {kind} {precision} is left out: {exc}", style="yellow", markup=False)
@@ -247,7 +259,7 @@ def _engine_row(engine: Engine, threads: int, latency: Latency, cost: GraphCost,
         "gflop_per_s": gflops,
         "peak_gflop_per_s": peak,
         "share_of_peak": None if peak is None else gflops / peak,
-        # Of engines whose peak is not measured: unknown.
+        # Unknown until measured, and for some engines and batches never.
         "copy_gb_per_s": None,
         "bound_ms": None,
         "bound_by": None,
@@ -256,6 +268,9 @@ def _engine_row(engine: Engine, threads: int, latency: Latency, cost: GraphCost,
         "network_ms": None,
         "network_share_of_peak": None,
         "tail_share_of_network": None,
+        "bare_ms": None,
+        "python_ms": None,
+        "python_share": None,
     }
 
 
@@ -285,6 +300,12 @@ def _shares(
         "network_share_of_peak": gflop * len(frames) / network_ms * 1e3 / peak,
         "tail_share_of_network": (whole_ms - network_ms) / network_ms,
     }
+
+
+def _python(engine: Engine, frames: NDArray[np.uint8], seconds: float) -> Report:
+    """What we add to a call of the runtime itself."""
+    found = python_cost(engine, frames, seconds=seconds)
+    return {} if found is None else {"bare_ms": found.bare_ms, "python_ms": found.ms, "python_share": found.share}
 
 
 def _hw(bundle: Bundle) -> tuple[int, int]:
