@@ -59,6 +59,8 @@ class OnnxRuntimeEngine:
         options.log_severity_level = _ERRORS_ONLY
         # Spinning threads burn the cores that capture and MQTT need between two parts.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        if self._provider == "tensorrt":  # which has no option for it; TF32 would round fp32's inputs to 10 bits
+            os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
         wanted = self._wanted(ort.get_available_providers())
         try:
             self._session = ort.InferenceSession(self._model, options, providers=wanted)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import os
 import platform
 from typing import Any, ClassVar
 
@@ -330,14 +331,16 @@ class FakeSession:
 def test_backends_in_their_order(
     model: bytes, provider: Any, order: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With onnxruntime-gpu; CUDA without TF32. One that falls back to the CPU in silence is refused if it was named."""
+    """With onnxruntime-gpu; CUDA and TensorRT without TF32. One that falls back to the CPU in silence is refused if it was named."""
     import onnxruntime
 
     everything = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: everything)
     monkeypatch.setattr(onnxruntime, "InferenceSession", FakeSession)
+    monkeypatch.setattr(os, "environ", {name: value for name, value in os.environ.items() if "TF32" not in name})
     with OnnxRuntimeEngine(model, HW, provider=provider):
         assert [name if isinstance(name, str) else name[0] for name in FakeSession.asked] == order
+        assert (os.environ.get("NVIDIA_TF32_OVERRIDE") == "0") == (provider == "tensorrt")
         assert all(name[1] == {"use_tf32": "0"} for name in FakeSession.asked if not isinstance(name, str))
     monkeypatch.setattr(FakeSession, "starts", False)
     if provider in ("auto", "cpu"):
