@@ -46,6 +46,7 @@ from flawline_engines.engine import (
     MODEL_MEMBERS,
     Engine,
     EngineKind,
+    Hint,
     Precision,
     installed_kinds,
     model_for,
@@ -85,6 +86,7 @@ def bench(
     *,
     engines: list[Literal["tensorrt", "tensorrt_rtx", "openvino", "onnxruntime"]] | None = None,
     threads: list[int] | None = None,
+    hint: Hint = "latency",
     batches: list[int] | None = None,
     seconds: float = 1.0,
     parts: int = 200,
@@ -102,6 +104,8 @@ def bench(
         every precision that it and the bundle have.
     threads
         Of the engine, 0 leaves their number to it; may be repeated. Without it 1 and all cores.
+    hint
+        Of openvino: latency, or throughput, which spreads the frames of a call over several requests.
     batches
         Frames per call; may be repeated. Without it 1 and 8.
     seconds
@@ -131,7 +135,9 @@ def bench(
             for precision in _precisions(opened)
         },
         "engines": list(
-            _engine_rows(opened, cost, engines or installed_kinds(), threads, batches, seconds, state_dir, progress)
+            _engine_rows(
+                opened, cost, engines or installed_kinds(), threads, hint, batches, seconds, state_dir, progress
+            )
         ),
         "daemon": None,
         "memory": None,
@@ -200,6 +206,7 @@ def _engine_rows(
     cost: GraphCost,
     kinds: Sequence[EngineKind],
     threads: list[int],
+    hint: Hint,
     batches: list[int],
     seconds: float,
     state_dir: Path | None,
@@ -223,7 +230,7 @@ def _engine_rows(
                             alone = network_alone(model_for(bundle, precision))
                             network = stack.enter_context(engine_for(alone, _hw(bundle), kind, precision, n))
                         engine = stack.enter_context(
-                            open_engine(bundle, kind, precision=precision, threads=n, state_dir=state_dir)
+                            open_engine(bundle, kind, precision=precision, threads=n, hint=hint, state_dir=state_dir)
                         )
                         for batch in batches:
                             progress.print(f"{kind} {precision}, {_threads(n)}: batch {batch}", markup=False)

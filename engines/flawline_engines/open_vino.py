@@ -7,6 +7,8 @@ compiled for bf16, what follows for float32.
 
 from __future__ import annotations
 
+import contextlib
+from collections import deque
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Protocol
@@ -14,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from flawline_engines.engine import Inference, Precision, checked_frames, timed_ms
+from flawline_engines.engine import Hint, Inference, Precision, checked_frames, timed_ms
 from flawline_inspect.errors import EngineError
 
 __all__ = ["OpenVinoEngine"]
@@ -22,6 +24,7 @@ __all__ = ["OpenVinoEngine"]
 # Left alone, OpenVINO computes in bf16 wherever the processor can: a score then depends on the machine. So the hint is set always.
 _PRECISION_HINTS: dict[Precision, str] = {"fp32": "f32", "bf16": "bf16", "fp16": "f32", "int8": "f32"}
 
+_PERFORMANCE_HINTS: dict[Hint, str] = {"latency": "LATENCY", "throughput": "THROUGHPUT"}
 _ARITHMETIC = frozenset(
     {
         "Convolution",
@@ -44,23 +47,42 @@ class _Request(Protocol):
         """OpenVINO's own call on these frames, whose results stay where it computes them."""
         ...
 
+    def begin(self, frames: NDArray[np.uint8]) -> None:
+        """As `infer`, without waiting: `finish` comes before the next, and the frames stay as they are until then."""
+        ...
+
+    def finish(self) -> Any: ...
+
 
 class OpenVinoEngine:
     """`model` is the ONNX file's bytes, `hw` the frame's height and width.
 
-    fp16 and int8 are what `model` says they are, and the rest of it is float32. Compiled models are not cached on disk:
+    fp16 and int8 are what `model` says they are, and the rest of it is float32. With the hint `throughput` the cores are divided
+    among several asynchronous requests of one frame each, and a batch is spread over them. Compiled models are not cached on disk:
     loading one took no less time than compiling, and one with a few bytes damaged was loaded and inferred wrongly.
     """
 
     kind = "openvino"
 
-    def __init__(self, model: bytes, hw: tuple[int, int], *, precision: Precision = "fp32", threads: int = 0) -> None:
+    def __init__(
+        self,
+        model: bytes,
+        hw: tuple[int, int],
+        *,
+        precision: Precision = "fp32",
+        threads: int = 0,
+        hint: Hint = "latency",
+    ) -> None:
         if precision not in _PRECISION_HINTS:
             raise EngineError(f"openvino has no precision {precision!r}; expected {', '.join(_PRECISION_HINTS)}")
-        self._model, self._hw, self._threads = model, hw, threads
+        if hint not in _PERFORMANCE_HINTS:
+            raise EngineError(f"openvino has no hint {hint!r}; expected {', '.join(_PERFORMANCE_HINTS)}")
+        self._model, self._hw, self._threads, self._hint = model, hw, threads, hint
         self.precision: Precision = precision
         self._compile: Callable[[int], _Request] | None = None
         self._requests: dict[int, _Request] = {}
+        self._at_once: list[_Request] = []
+        """Requests for one frame each, for frames that come together; none where batches are compiled as such."""
 
     def __enter__(self) -> OpenVinoEngine:
         try:
@@ -74,28 +96,38 @@ class OpenVinoEngine:
             if self.precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
                 raise EngineError("this processor has no bf16; use precision fp32")
 
-            def request(model: Any, hint: str) -> Any:
-                config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": hint}
+            def compiled(model: Any, precision: str) -> Any:
+                config: dict[str, Any] = {
+                    "PERFORMANCE_HINT": _PERFORMANCE_HINTS[self._hint],
+                    "INFERENCE_PRECISION_HINT": precision,
+                }
                 if self._threads:
                     config["INFERENCE_NUM_THREADS"] = self._threads
-                return core.compile_model(model, "CPU", config).create_infer_request()
+                return core.compile_model(model, "CPU", config)
 
-            def compile_for(batch: int) -> _Request:
+            def compile_for(batch: int) -> list[_Request]:
                 # One request a batch size: with a dynamic batch OpenVINO took three times as long (benchmarks/LOG.md).
                 def read() -> Any:
                     model = core.read_model(self._model, b"")
                     model.reshape([batch, *self._hw, 3])
                     return model
 
-                hint, model = _PRECISION_HINTS[self.precision], read()
-                ends = _network_ends(model) if hint == "bf16" else []
+                precision, model = _PRECISION_HINTS[self.precision], read()
+                ends = _network_ends(model) if precision == "bf16" else []
                 if not ends:
-                    return _Whole(openvino, request(model, hint))
-                network, tail = _cut(openvino, model, read(), ends)
-                return _NetworkAndTail(openvino, request(network, hint), request(tail, "f32"), len(ends))
+                    whole = compiled(model, precision)
+                    return [_Whole(openvino, whole.create_infer_request()) for _ in range(self._n_requests(whole))]
+                head, rest = _cut(openvino, model, read(), ends)
+                network, tail = compiled(head, precision), compiled(rest, "f32")
+                return [
+                    _NetworkAndTail(openvino, network.create_infer_request(), tail.create_infer_request(), len(ends))
+                    for _ in range(self._n_requests(network))
+                ]
 
-            self._compile = compile_for
-            self._requests = {1: compile_for(1)}
+            self._compile = lambda batch: compile_for(batch)[0]
+            requests = compile_for(1)
+            self._requests = {1: requests[0]}
+            self._at_once = requests if self._hint == "throughput" else []
         except RuntimeError as exc:
             if isinstance(exc, EngineError):
                 raise
@@ -106,11 +138,13 @@ class OpenVinoEngine:
         self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._compile = None
-        self._requests = {}
+        self._requests, self._at_once = {}, []
 
     def infer(self, frames: NDArray[np.uint8]) -> Inference:
         frames = checked_frames(frames, self._hw)
         try:
+            if len(frames) > 1 and self._at_once:
+                return self._spread(frames)
             results = self._request(len(frames)).infer(frames)
         except EngineError:
             raise
@@ -127,6 +161,29 @@ class OpenVinoEngine:
             raise
         except RuntimeError as exc:
             raise EngineError(f"openvino failed: {_last_line(exc)}") from exc
+
+    def _n_requests(self, compiled: Any) -> int:
+        """How many OpenVINO wants to have at the same time."""
+        return 1 if self._hint == "latency" else max(1, int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")))
+
+    def _spread(self, frames: NDArray[np.uint8]) -> Inference:
+        """Each frame by a request of its own, as many at the same time as there are requests."""
+        running: deque[_Request] = deque()
+        parts: list[Any] = []
+        try:
+            for i in range(len(frames)):
+                if len(running) == len(self._at_once):
+                    parts.append(running.popleft().finish())
+                request = self._at_once[i % len(self._at_once)]
+                request.begin(frames[i : i + 1])
+                running.append(request)
+            while running:
+                parts.append(running.popleft().finish())
+        finally:
+            for request in running:  # one has failed: the others still read the frames
+                with contextlib.suppress(RuntimeError):
+                    request.finish()
+        return Inference(*(np.concatenate([part[i] for part in parts]) for i in range(3)))
 
     def _request(self, batch: int) -> _Request:
         if self._compile is None:
@@ -150,6 +207,13 @@ class _Whole:
     def bare(self, frames: NDArray[np.uint8]) -> Callable[[], object]:
         self._request.set_input_tensor(self._openvino.Tensor(frames, shared_memory=True))
         return lambda: self._request.infer(None, share_outputs=True)
+
+    def begin(self, frames: NDArray[np.uint8]) -> None:
+        self._request.start_async([frames], share_inputs=True)
+
+    def finish(self) -> Any:
+        self._request.wait()
+        return [np.array(self._request.get_output_tensor(i).data) for i in range(3)]
 
 
 class _NetworkAndTail:
@@ -176,6 +240,14 @@ class _NetworkAndTail:
             self._tail.infer(None, share_outputs=True)
 
         return both
+
+    def begin(self, frames: NDArray[np.uint8]) -> None:
+        self._frames = frames
+        self._network.start_async([frames], share_inputs=True)
+
+    def finish(self) -> Any:
+        self._network.wait()
+        return self._tail.infer({0: self._frames}, share_inputs=True)
 
 
 # --- cutting the graph -------------------------------------------------------------------------------------------------

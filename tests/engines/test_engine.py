@@ -163,6 +163,61 @@ def test_openvino_knows_its_precisions(model: bytes) -> None:
         OpenVinoEngine(model, HW, precision="int3")  # type: ignore[arg-type]
 
 
+def test_openvino_knows_its_hints(model: bytes) -> None:
+    with pytest.raises(EngineError, match="'fast'; expected latency, throughput"):
+        OpenVinoEngine(model, HW, hint="fast")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("requests", [1, 3])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_throughput_hint_changes_no_answer(
+    model: bytes, precision: Any, requests: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Frames that come together are spread over requests, more of them than there are, and each comes back in its place."""
+    if precision == "bf16" and not has_precision("openvino", "bf16"):
+        pytest.skip("this processor has no bf16")
+    monkeypatch.setattr(OpenVinoEngine, "_n_requests", lambda self, compiled: requests)
+    frames = some_frames(8)
+    engine = OpenVinoEngine(model, HW, precision=precision, threads=1, hint="throughput")
+    with engine:
+        together = engine.infer(frames)
+        alone = [engine.infer(frames[i : i + 1]) for i in range(8)]
+        for i, name in enumerate(together._fields):
+            np.testing.assert_array_equal(together[i], np.concatenate([each[i] for each in alone]), err_msg=name)
+        kept = [values.copy() for values in together]
+        engine.infer(frames[::-1])
+        for values, copied in zip(together, kept, strict=True):
+            np.testing.assert_array_equal(values, copied)
+        assert engine.bare_ms(frames[:1], 2).shape == (2,)
+    with pytest.raises(EngineError, match="not open"):
+        engine.infer(frames)
+
+
+def test_a_request_that_fails_leaves_none_running(model: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The frames are the caller's again when the error comes out; the next call works."""
+    monkeypatch.setattr(OpenVinoEngine, "_n_requests", lambda self, compiled: 3)
+    frames = some_frames(7)
+    with OpenVinoEngine(model, HW, threads=1, hint="throughput") as engine:
+        expected = engine.infer(frames).scores
+        second = engine._at_once[1]
+        with monkeypatch.context() as patch:
+            finished: list[int] = []
+
+            def fail() -> None:
+                type(second).finish(second)
+                raise RuntimeError("out of luck")
+
+            for number, request in enumerate(engine._at_once):
+                if request is not second:
+                    finish = request.finish
+                    patch.setattr(request, "finish", lambda n=number, f=finish: (finished.append(n), f())[1])
+            patch.setattr(second, "finish", fail)
+            with pytest.raises(EngineError, match="openvino failed: out of luck"):
+                engine.infer(frames)
+            assert finished == [0, 2, 0]
+        np.testing.assert_array_equal(engine.infer(frames).scores, expected)
+
+
 def test_bf16_on_openvino_is_near_or_refused(model: bytes) -> None:
     """A processor without bf16 says so; one with it comes near fp32 but not to the same."""
     fp32 = engine_from("openvino", model)
