@@ -9,12 +9,13 @@ stand-ins by the other tests of this folder.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from flawline_engines.engine import Inference, MissingPlanError
 from flawline_engines.gpu_memory import DeviceMemory, Gpu, open_memory
 from flawline_engines.parity import LIMITS
 from flawline_engines.plans import plans_folder
+from flawline_engines.tensorrt_runner import TensorRtEngine
 from flawline_inspect.bundle import Bundle
 from flawline_inspect.errors import EngineError
 
@@ -84,12 +86,18 @@ def report(request: pytest.FixtureRequest) -> Callable[[str], None]:
     return tell
 
 
-def opened(bundle: Bundle, module: Any, state_dir: Path, precision: Any = "fp32", **options: Any) -> Any:
+@contextlib.contextmanager
+def opened(
+    bundle: Bundle, module: Any, state_dir: Path, precision: Any = "fp32", **options: Any
+) -> Iterator[TensorRtEngine]:
     """Skips where this TensorRT refuses this GPU, with what it says."""
-    try:
-        return open_tensorrt(bundle, module, precision=precision, state_dir=state_dir, **options).__enter__()
-    except EngineError as exc:
-        pytest.skip(str(exc))
+    with contextlib.ExitStack() as stack:
+        try:
+            engine: Any = open_tensorrt(bundle, module, precision=precision, state_dir=state_dir, **options)
+            stack.enter_context(engine)
+        except EngineError as exc:
+            pytest.skip(str(exc))
+        yield engine
 
 
 def memory_of(kind: Any, **changes: Any) -> Callable[[], DeviceMemory]:
@@ -146,9 +154,8 @@ def test_the_parity_gate_accepts(
 
 def test_a_plan_that_was_cut_short_is_not_loaded(module: Any, bundle: Bundle, state_dir: Path) -> None:
     """By us it is not given to TensorRT at all; TensorRT itself refuses rubbish with an error."""
-    from flawline_engines.tensorrt_runner import TensorRtEngine
-
-    opened(bundle, module, state_dir).__exit__(None, None, None)
+    with opened(bundle, module, state_dir):
+        pass
     hw = (bundle.frame.height, bundle.frame.width)
     with pytest.raises(EngineError, match="cannot load the plan"):
         TensorRtEngine(module, hw, lambda _: b"rubbish" * 1000).__enter__()
@@ -168,8 +175,7 @@ def test_the_same_frames_give_the_same_bits(
     module: Any, precision: Any, bundle: Bundle, state_dir: Path, frames: NDArray[np.uint8]
 ) -> None:
     """Again and again, alone and in a batch, after other batches, and in an engine that was opened anew."""
-    engine = opened(bundle, module, state_dir, precision)
-    with engine:
+    with opened(bundle, module, state_dir, precision) as engine:
         alone, together = engine.infer(frames[:1]), engine.infer(frames)
         for _ in range(20):  # most of them from a CUDA graph, where there are any
             assert_same_bits(engine.infer(frames[:1]), alone)
@@ -279,7 +285,8 @@ def test_an_engine_works_again_after_its_context_was_destroyed(
     module: Any, how: str, bundle: Bundle, state_dir: Path, report: Callable[[str], None]
 ) -> None:
     """At most two calls fail, and what it then says are the same bits."""
-    opened(Bundle.open(DEMO_BUNDLE), module, state_dir).__exit__(None, None, None)
+    with opened(Bundle.open(DEMO_BUNDLE), module, state_dir):
+        pass
     found = in_child("engine", how, module, state_dir)
     report(f"{len(found['errors'])} calls failed ({'; '.join(found['errors'])})")
     assert found["same"] and len(found["errors"]) <= 2, found
@@ -290,7 +297,8 @@ def test_a_station_goes_on_after_its_context_was_destroyed(
     module: Any, how: str, tmp_path: Path, state_dir: Path, report: Callable[[str], None]
 ) -> None:
     """Every part has its verdict, in order; those that the failure hit are 0 `engine`, all later ones are judged."""
-    opened(Bundle.open(DEMO_BUNDLE), module, state_dir).__exit__(None, None, None)
+    with opened(Bundle.open(DEMO_BUNDLE), module, state_dir):
+        pass
     found = in_child("station", how, module, tmp_path)
     report(f"{found['lost']} of 40 parts were 0 {', '.join(found['reasons'])}, all later ones judged")
     assert found["code"] == 0 and found["parts"], found
