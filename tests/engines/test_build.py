@@ -151,6 +151,20 @@ def test_a_plan_that_cannot_be_used_is_compiled_anew(
     machine.memory.assert_clean()
 
 
+def test_a_plan_in_a_bundle_is_never_taken(machine: Machine, tmp_path: Path) -> None:
+    """It is machine code, and a bundle comes from elsewhere: only what was built here runs."""
+    entries, members = level_golden()
+    manifest = small_manifest(golden=entries)
+    manifest["calibration"]["threshold"] = THRESHOLD
+    path = tmp_path / "foreign.flawline"
+    path.write_bytes(
+        bundle_bytes(manifest, {MODEL: level_onnx(HW, level=LEVEL), **members, "model.plan": machine.plan})
+    )
+    with pytest.raises(MissingPlanError, match="no plan of this model is compiled"):
+        machine.engine(path, state_dir=tmp_path / "state", compile_missing=False).__enter__()
+    assert not (tmp_path / "state").exists() or not list((tmp_path / "state").rglob("*.plan"))
+
+
 def test_a_refused_plan_is_kept_and_never_served(
     machine: Machine, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
