@@ -63,6 +63,8 @@ from flawline_inspect.errors import EXIT_DONE, BrokerError, CameraError, EngineE
 __all__ = ["bench"]
 
 MAX_BATCH = 64
+MIN_SHARE_RUNS = 8
+"""Of the network and of the whole: a large batch of a large network takes a second."""
 PAUSE_S = 0.02
 """Between a verdict and the next part, so that no part waits for the one before it."""
 STARTING_S = 0.1
@@ -301,7 +303,7 @@ def _shares(
     other things too, the shorter of two calls is interrupted less often, and their medians would exaggerate.
     """
     calls = [lambda: engine.infer(frames), lambda: network.infer(frames)]
-    whole_ms, network_ms = (float(ms.min()) for ms in times_in_turn(calls, seconds=seconds))
+    whole_ms, network_ms = (float(ms.min()) for ms in times_in_turn(calls, seconds=seconds, min_runs=MIN_SHARE_RUNS))
     return {
         "network_ms": network_ms,
         "network_share_of_peak": gflop * len(frames) / network_ms * 1e3 / peak,
