@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from flawline_edge.demo_command import DEMO_BUNDLE
+from flawline_engines.bench import GPU_PEAK_BATCH, GPU_PEAK_SHAPES
+from flawline_engines.onnx_file import convolution_model
 from flawline_engines.tensorrt import (
     BuildProgress,
     BuildSettings,
@@ -132,6 +134,16 @@ def test_shipped_bundle_compiles(trt: ModuleType, unavailable: Callable[[str], N
     plan, _ = compile_plan("tensorrt_rtx", bundle.member(MODEL), settings=QUICK)
     assert len(plan) > 1000
     assert_contract(trt, bundle.member(MODEL), (bundle.frame.height, bundle.frame.width))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_what_measures_a_gpus_peak_compiles(trt: ModuleType, precision: Any) -> None:
+    """Convolutions alone, for as many frames as fill a GPU."""
+    channels, side = GPU_PEAK_SHAPES[0]
+    model = convolution_model(channels, side, precision)
+    settings = BuildSettings(level=0, max_batch=GPU_PEAK_BATCH)
+    assert len(compile_plan("tensorrt_rtx", model, settings=settings)[0]) > 1000
+    assert_contract(trt, model, (side, side))
 
 
 def test_progress_moves_forward(trt: ModuleType, small_graph: Any) -> None:
