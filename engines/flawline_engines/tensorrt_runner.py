@@ -136,7 +136,11 @@ class TensorRtEngine:
         thread, runner = self._entered()
         frames = checked_frames(frames, self._hw)
         if len(frames) <= runner.max_batch:
-            found = thread.run(lambda: runner.infer(frames))
+            try:
+                found = thread.run(lambda: runner.infer(frames))
+            except EngineError:
+                _settles(thread, runner)  # also where the work was never begun, as in a context that cannot be entered
+                raise
             if self._witness is None:
                 self._witness = frames[:1].copy(), found.scores[:1].copy()
             return found
@@ -185,7 +189,7 @@ class TensorRtEngine:
 
         Raises `EngineError` for one that does not; the next attempt is `RETRY_S` away then, since each may take seconds.
         """
-        if self._thread is not None and self._runner is not None and self._thread.run(self._runner.settle):
+        if self._thread is not None and self._runner is not None and _settles(self._thread, self._runner):
             return
         if time.monotonic() < self._next_try:
             raise EngineError(f"the GPU has failed and is not back; it is tried again every {RETRY_S:g} s")
@@ -211,8 +215,8 @@ class TensorRtEngine:
             thread.run(runner.close)  # TensorRT's objects first: in a lost context each of them only complains
         except EngineError as exc:
             _log.debug("while giving the GPU up: %s", exc)
+            runner.abandon()
         finally:
-            del runner
             thread.give_up()
 
     def _check_witness(self) -> None:
@@ -223,6 +227,15 @@ class TensorRtEngine:
         found = self._thread.run(lambda: runner.infer(frames)).scores
         if not np.allclose(found, scores, rtol=_SAME, atol=0, equal_nan=True):
             raise EngineError(f"the GPU is back and scores {found[0]:.4f} what it scored {scores[0]:.4f} before")
+
+
+def _settles(thread: GpuThread, runner: _Runner) -> bool:
+    """Whether the GPU ends what was begun; where its context cannot even be entered it does not."""
+    try:
+        return thread.run(runner.settle)
+    except EngineError:
+        runner.is_settled = False
+        return False
 
 
 class _Slot:
@@ -318,6 +331,13 @@ class _Runner:
 
     def close(self) -> None:
         self._closing.close()
+
+    def abandon(self) -> None:
+        """Free nothing, since the context is lost, but let go of TensorRT's objects in their order."""
+        self._closing.pop_all()
+        self._graph = None
+        for name in ("_context", "_engine", "_runtime"):
+            self._drop(name)
 
     def infer(self, frames: NDArray[np.uint8]) -> Inference:
         """One batch from beginning to end, on one stream."""

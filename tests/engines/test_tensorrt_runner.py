@@ -252,8 +252,12 @@ def test_batches_that_fail_leave_the_engine_closable(card: Bench, step: str) -> 
 # --- a GPU that fails for good ---------------------------------------------------------------------------------------
 
 
-def test_a_destroyed_context_costs_the_parts_until_the_next_try(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("can_enter", [True, False], ids=["entered", "not entered"])
+def test_a_destroyed_context_costs_the_part_that_meets_it(
+    bench: Bench, can_enter: bool, caplog: pytest.LogCaptureFixture
+) -> None:
     """The part that finds it is an error, the next one is judged in a new context, and says what it said before."""
+    bench.memory.can_enter_lost = can_enter
     with bench.engine() as engine:
         for seed in range(4):
             assert_answers(engine.infer(frames_of(1, seed)), frames_of(1, seed))
