@@ -29,7 +29,7 @@ def build(
     engine: Literal["auto", "tensorrt", "tensorrt_rtx"] = "auto",
     state_dir: Path | None = None,
     level: int | None = None,
-    workspace_mb: int = 1024,
+    workspace_mb: int | None = None,
     max_batch: int = 16,
     builder_only: bool = False,
     niceness: int = 0,
@@ -49,7 +49,8 @@ def build(
     level
         Of optimisation: 0 compiles fastest, 5 searches longest for faster kernels. TensorRT's own choice is 3.
     workspace_mb
-        Scratch memory that a layer may use, in MiB.
+        Memory that the plan may take besides its weights, in MiB; it grows with the frame and with --max-batch. Without it TensorRT
+        takes what it needs.
     max_batch
         Frames in one execution, 1 to 64. More serves many cameras faster and takes more of the GPU's memory; larger batches are
         cut into pieces. The plan that was built last serves.
@@ -60,14 +61,15 @@ def build(
     """
     if level is not None and not 0 <= level <= 5:
         raise InputError(f"--level is {level}, expected 0 to 5")
-    if not 16 <= workspace_mb <= 1 << 20:
+    if workspace_mb is not None and not 16 <= workspace_mb <= 1 << 20:
         raise InputError(f"--workspace-mb is {workspace_mb}, expected 16 to {1 << 20}")
     if not 1 <= max_batch <= MAX_BATCH:
         raise InputError(f"--max-batch is {max_batch}, expected 1 to {MAX_BATCH}")
     if not 0 <= niceness <= 19:
         raise InputError(f"--niceness is {niceness}, expected 0 to 19")
     opened = Bundle.open(bundle)
-    settings = BuildSettings(workspace_bytes=workspace_mb << 20, level=level, max_batch=max_batch)
+    workspace = None if workspace_mb is None else workspace_mb << 20
+    settings = BuildSettings(workspace_bytes=workspace, level=level, max_batch=max_batch)
     os.nice(niceness)
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     if builder_only:

@@ -146,6 +146,17 @@ def test_what_measures_a_gpus_peak_compiles(trt: ModuleType, precision: Any) -> 
     assert_contract(trt, model, (side, side))
 
 
+def test_a_limit_of_memory_that_is_too_low(trt: ModuleType) -> None:
+    """RTX counts all that a batch's layers hand on. Without a limit it compiles; with one the sentence says what to give."""
+    channels, side = GPU_PEAK_SHAPES[0]
+    model = convolution_model(channels, 2 * side)
+    settings = BuildSettings(level=0, max_batch=64)
+    assert settings.workspace_bytes is None and compile_plan("tensorrt_rtx", model, settings=settings)[0]
+    tight = BuildSettings(workspace_bytes=16 << 20, level=0, max_batch=64)
+    with pytest.raises(EngineError, match=r"OutOfMemory.*; give it more with --workspace-mb, or fewer frames"):
+        compile_plan("tensorrt_rtx", model, settings=tight)
+
+
 def test_progress_moves_forward(trt: ModuleType, small_graph: Any) -> None:
     """The builder's own phases, each from 0 to 1 and never back."""
     told: list[BuildProgress] = []
