@@ -1,14 +1,16 @@
 """How fast is it, beside others and beside what the machine could do? A line a case, and tables of the lines.
 
-    python -m benchmarks.speed peers --write
-    python -m benchmarks.speed engines --write
-    python -m benchmarks.speed growth --write
+    python -m benchmarks.speed all --write             engines, peers and growth; --minutes 25 bounds it
+    python -m benchmarks.speed engines --write         or one at a time
+    python -m benchmarks.speed precisions --write      what int8 costs in accuracy; trains a bundle first
+    python -m benchmarks.speed gpu --write             on a machine with an NVIDIA GPU
 
 Started at the repository's root. What is there already is not measured again, so an interrupted command is simply repeated.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sys
@@ -17,8 +19,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.accuracy.runs import ROOT, Machine, Runs, this_machine
+from benchmarks.accuracy.sets import find_sets
 from benchmarks.accuracy.tables import write_between_markers
-from benchmarks.speed import experiments
+from benchmarks.speed import experiments, gpu_cases
 from benchmarks.speed.experiments import Case, Precision, Settings, run_cases
 from benchmarks.speed.tables import BEGIN, END, all_tables
 from cyclopts import App, CycloptsError, Parameter
@@ -37,6 +40,7 @@ from flawline_inspect.errors import (
 RUNS = ROOT / "benchmarks" / "speed" / "runs.jsonl"
 RESULTS = ROOT / "benchmarks" / "RESULTS.md"
 WORK = ROOT / "out" / "speed"
+DATA = Path(os.environ.get("FLAWLINE_TEST_DATA") or ROOT.parent / "shared" / "data")
 
 app = App(
     name="python -m benchmarks.speed", help=__doc__, help_format="markdown", default_parameter=Parameter(negative=())
@@ -55,6 +59,8 @@ class Options:
     """For each contender in each of its ways."""
     limit_minutes: float = 10.0
     """For each case, making what it measures included; what takes longer is ended and named."""
+    minutes: float | None = None
+    """For all cases together; the one under way is ended then. Without it as long as they take."""
     precisions: str | None = None
     """fp32, bf16, or both with a comma between them; without it both where the processor has bf16."""
     only: str = ""
@@ -70,19 +76,21 @@ class Options:
     work: Path = WORK
     """Where bundles and exported models are kept."""
 
-    def do(self, cases_of: Callable[[Settings], Sequence[Case]]) -> int:
+    def do(self, cases_of: Callable[[Settings], Sequence[Case]], *, device: str = "cpu") -> int:
         """Measure an experiment's cases, then print or write all tables."""
-        if not self.seconds > 0 or not self.limit_minutes > 0:
+        total = math.inf if self.minutes is None else self.minutes
+        if not self.seconds > 0 or not self.limit_minutes > 0 or not total > 0:
             raise InputError(
-                f"--seconds is {self.seconds:g}, --limit-minutes {self.limit_minutes:g}, expected more than 0"
+                f"--seconds is {self.seconds:g}, --limit-minutes {self.limit_minutes:g}, --minutes {total:g}, expected "
+                "more than 0"
             )
         threads = self.threads or len(os.sched_getaffinity(0))
-        settings = Settings(self.work, threads, self.seconds, 60 * self.limit_minutes, self._precisions())
+        settings = Settings(self.work, threads, self.seconds, 60 * self.limit_minutes, 60 * total, self._precisions())
         cases = [case for case in cases_of(settings) if self.only in str(case)]
         if not cases:
             raise InputError(f"--only is {self.only!r}, and no case has that in its name")
         runs = Runs(self.runs)
-        failed = run_cases(cases, runs, _machine(threads), settings, _say, again=self.again)
+        failed = run_cases(cases, runs, _machine(threads, device), settings, _say, again=self.again)
         self.tell(runs)
         for sentence in failed:
             _say(f"not measured: {sentence}")
@@ -106,8 +114,8 @@ class Options:
         return tuple(known[name] for name in names)
 
 
-def _machine(threads: int) -> Machine:
-    return replace(this_machine("cpu"), cores=len(os.sched_getaffinity(0)), threads=threads)
+def _machine(threads: int, device: str) -> Machine:
+    return replace(this_machine(device), cores=len(os.sched_getaffinity(0)), threads=threads)
 
 
 def _say(line: str) -> None:
@@ -133,6 +141,41 @@ def engines(*, options: Options = _DEFAULTS) -> int:
 def growth(*, options: Options = _DEFAULTS) -> int:
     """flawline small over frames of 128 to 2048 px, batches of 1 to 64, and 1 to 16 cameras."""
     return options.do(experiments.growth)
+
+
+@app.command(name="all")
+def everything(*, options: Options = _DEFAULTS) -> int:
+    """engines, peers and growth, in this order."""
+    return options.do(
+        lambda settings: [*experiments.engines(settings), *experiments.peers(settings), *experiments.growth(settings)]
+    )
+
+
+@app.command
+def precisions(*, data: Path = DATA, sets: str = "toy_alien", steps: int = 500, options: Options = _DEFAULTS) -> int:
+    """AUROC and speed in each precision, of a bundle of the default width at 256 px.
+
+    Parameters
+    ----------
+    data
+        The folder that holds the sets, as for benchmarks.accuracy.
+    sets
+        Which of them, with commas between them.
+    steps
+        Of the training; a network that was hardly trained tells nothing of rounding.
+    """
+    if steps < 1:
+        raise InputError(f"--steps is {steps}, expected at least 1")
+    found = find_sets(data, [name.strip() for name in sets.split(",")])
+    return options.do(lambda settings: experiments.precisions(settings, found, steps))
+
+
+@app.command
+def gpu(*, options: Options = _DEFAULTS) -> int:
+    """flawline small on this machine's NVIDIA GPU: TensorRT, TensorRT-RTX, torch and ONNX Runtime, 256 to 1024 px, batches of 1 to 64."""
+    if why := gpu_cases.why_not():
+        raise InputError(f"there is no GPU to measure: {why}")
+    return options.do(gpu_cases.cases, device="cuda")
 
 
 @app.command

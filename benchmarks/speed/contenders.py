@@ -7,17 +7,46 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 import cv2
 import numpy as np
+from benchmarks.accuracy.runs import code_digest
 
-__all__ = ["BATCHED", "DISK", "MEMORY", "Contender", "Runtime", "Way", "opened", "prepare"]
+__all__ = [
+    "BATCHED",
+    "DISK",
+    "GPU_BATCHES",
+    "GPU_RUNTIMES",
+    "MEMORY",
+    "Contender",
+    "Runtime",
+    "Way",
+    "opened",
+    "prepare",
+]
 
-Runtime = Literal["openvino", "onnxruntime", "torch"]
+Runtime = Literal[
+    "openvino",
+    "onnxruntime",
+    "torch",
+    # on a GPU
+    "tensorrt",
+    "tensorrt_rtx",
+    "onnxruntime cuda",
+    "torch cuda",
+    "torch cuda compiled",
+    "torch cuda graph",
+]
+GPU_RUNTIMES: frozenset[Runtime] = frozenset(
+    {"tensorrt", "tensorrt_rtx", "onnxruntime cuda", "torch cuda", "torch cuda compiled", "torch cuda graph"}
+)
 FLAWLINE = "flawline "
 AE_SSIM = "AE-SSIM"
+GPU_BATCHES = (1, 2, 4, 8, 16, 32, 64)
+"""Of each GPU contender, a way each."""
 
 MEMORY, DISK, BATCHED = "memory", "disk", "batched"
 """Ways: one frame in memory to its decision, one picture on disk to its decision, `batch` frames in memory at once."""
@@ -28,22 +57,31 @@ Way = Callable[[], object]
 @dataclass(frozen=True, slots=True)
 class Contender:
     """`system`: `flawline small`, one of anomalib's models or `AE-SSIM`. `threads` of the engine. `cameras`: threads that call
-    one engine at the same time, which only flawline has; `batch`: of `BATCHED`.
+    one engine at the same time, which only flawline has; `batch`: of `BATCHED`; `graphs`: whether TensorRT replays CUDA graphs.
     """
 
     system: str
     runtime: Runtime
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp16", "int8"] = "fp32"
     size: int = 256
     batch: int = 8
     threads: int = 1
     cameras: int = 1
+    graphs: bool = True
 
     def file(self, work: Path) -> Path | None:
         """Where `prepare` puts what `opened` reads; None for what is made anew each time."""
+        if self.runtime.startswith("torch"):
+            return None
         if self.system.startswith(FLAWLINE):
-            return work / f"{self.system.removeprefix(FLAWLINE)}-{self.size}.flawline"
+            return work / f"{self.system.removeprefix(FLAWLINE)}-{self.size}-{_graph_digest()}.flawline"
         return work / f"{self.system}-{self.size}.xml" if self.runtime == "openvino" else None
+
+
+@cache
+def _graph_digest() -> str:
+    """Of what bundles are made by: one that was made by other code is another graph."""
+    return code_digest(("train/flawline_train", "benchmarks/speed/models.py"))
 
 
 def prepare(contender: Contender, work: Path) -> None:
@@ -54,7 +92,7 @@ def prepare(contender: Contender, work: Path) -> None:
     from benchmarks.speed.models import anomalib_model, write_bundle
 
     if contender.system.startswith(FLAWLINE):
-        smaller = contender.size == 256  # what `engines` measures
+        smaller = contender.size == 256 or contender.runtime in GPU_RUNTIMES  # at 256 px `engines` measures them
         write_bundle(path, contender.system.removeprefix(FLAWLINE), contender.size, smaller=smaller)
         return
     module = anomalib_model(contender.system, contender.size, work)
@@ -69,6 +107,12 @@ def opened(contender: Contender, work: Path) -> Iterator[dict[str, Way]]:
 
     The picture is a part of the size that the model takes, so that nobody resizes; on disk it is a PNG.
     """
+    if contender.runtime in GPU_RUNTIMES:
+        from benchmarks.speed.gpu import opened_on_gpu
+
+        with opened_on_gpu(contender, work) as ways:
+            yield ways
+        return
     picture = np.random.default_rng(1).integers(0, 256, (contender.size // 8, contender.size // 8, 3), np.uint8)
     picture = cv2.resize(picture, (contender.size, contender.size), interpolation=cv2.INTER_CUBIC)
     path = work / f"picture-{os.getpid()}.png"
@@ -93,7 +137,7 @@ def _flawline(contender: Contender, work: Path, picture: Any, path: Path) -> Ite
     from flawline_inspect.frame import fit_picture, read_picture
 
     file = contender.file(work)
-    assert file is not None and contender.runtime != "torch"
+    assert file is not None and (contender.runtime == "openvino" or contender.runtime == "onnxruntime")  # noqa: PLR1714
     bundle = Bundle.open(file)
     rule = DecisionRule(bundle.threshold)
 
@@ -137,7 +181,7 @@ def _peer(contender: Contender, work: Path, picture: Any, path: Path) -> dict[st
 
         config = {
             "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[contender.precision],
+            "INFERENCE_PRECISION_HINT": "bf16" if contender.precision == "bf16" else "f32",
             "INFERENCE_NUM_THREADS": contender.threads,
         }
         inferencer = OpenVINOInferencer(str(contender.file(work)), device="CPU", config=config)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -19,10 +20,11 @@ from flawline_inspect.calibration import GoodSpread
 from flawline_inspect.frame import Placement
 from flawline_train.autoencoders.methods import build
 from flawline_train.graph import ERROR_CHANNELS, ErrorMap, InspectionGraph, onnx_from_graph, reconstruct
+from flawline_train.light import Light
 from flawline_train.options import PRESETS
 from flawline_train.precision import half_model, quantizable_model
 
-__all__ = ["PEERS", "PRESET_NAMES", "AeSsim", "anomalib_model", "write_bundle"]
+__all__ = ["PEERS", "PRESET_NAMES", "AeSsim", "anomalib_model", "inspection_graph", "write_bundle"]
 
 PRESET_NAMES = tuple(PRESETS)
 PEERS = ("EfficientAd", "Padim", "Draem", "Ganomaly")
@@ -34,27 +36,37 @@ _CALIBRATION_FRAMES = 4
 
 def write_bundle(path: Path, preset: str, size: int, *, smaller: bool = False) -> None:
     """A bundle for square frames of `size` px; with `smaller` its fp16 and int8 graphs, too."""
+    model = onnx_from_graph(inspection_graph(preset, size))
+    members = {MODEL: model}
+    if smaller:
+        members["model.fp16.onnx"] = half_model(model)
+        quantizable = quantizable_model(model, list(_frames(size)))
+        members["model.int8.onnx"] = quantizable.with_int8(list(quantizable.convolutions))
+    save_bundle(path, _manifest(f"{preset}-{size}", size), members)
+
+
+def inspection_graph(preset: str, size: int) -> InspectionGraph:
+    """The whole graph in torch, as a training makes it: light, network, every error, calibration, score."""
     random = np.random.default_rng(0)
     torch.manual_seed(0)
     network = build(_METHOD, PRESETS[preset], (size, size)).eval()  # type: ignore[index]
-    frames = random.integers(0, 256, (_CALIBRATION_FRAMES, size, size, 3), np.uint8)
-    x = torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 255
+    x = torch.from_numpy(_frames(size)).permute(0, 3, 1, 2).float() / 255
     with torch.inference_mode():
         network.finish([x])
         has_coarse = reconstruct(network, x[:1]).coarse is not None
-    channels = network.error_channels or ERROR_CHANNELS[: 4 if has_coarse else 3]
+    every = tuple(name for name in ERROR_CHANNELS if has_coarse or name != "coarse")
+    channels = network.error_channels or every
     good = GoodSpread(
         mean=random.uniform(0.05, 0.3, (size, size)).astype(np.float32),
         spread=random.uniform(0.05, 0.2, (size, size)).astype(np.float32),
     )
     placement = Placement((size, size), (0, 0, size, size), (0, 0, size, size))
-    model = onnx_from_graph(InspectionGraph(network, ErrorMap((size, size), channels), good, placement).eval())
-    members = {MODEL: model}
-    if smaller:
-        members["model.fp16.onnx"] = half_model(model)
-        quantizable = quantizable_model(model, list(frames))
-        members["model.int8.onnx"] = quantizable.with_int8(list(quantizable.convolutions))
-    save_bundle(path, _manifest(f"{preset}-{size}", size), members)
+    hw = (size, size)
+    return InspectionGraph(network, ErrorMap(hw, channels), good, placement, Light(hw)).eval()
+
+
+def _frames(size: int) -> NDArray[np.uint8]:
+    return np.random.default_rng(0).integers(0, 256, (_CALIBRATION_FRAMES, size, size, 3), np.uint8)
 
 
 def _manifest(name: str, size: int) -> dict[str, Any]:

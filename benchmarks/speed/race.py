@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from queue import Empty, Queue
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from benchmarks.accuracy.runs import ROOT
@@ -22,14 +22,19 @@ from benchmarks.speed.contenders import Contender
 
 from flawline_inspect.errors import FlawlineError
 
-__all__ = ["RaceError", "race"]
+__all__ = ["LateError", "RaceError", "ask", "make", "race"]
 
+_P = TypeVar("_P", bound="_Process")
 ROUNDS = 4
 _KEPT_LINES = 30
 
 
 class RaceError(FlawlineError):
-    """A contender could not be made, ended early, or took longer than there was time."""
+    """A contender could not be made, or ended early."""
+
+
+class LateError(RaceError):
+    """It took longer than there was time."""
 
 
 def race(
@@ -46,14 +51,8 @@ def race(
     For each contender its figures by way (`median_ms`, `p99_ms`, `min_ms`, `runs`), `refused` with the reason for what it
     cannot do, and `peak_mib`. Raises `RaceError`; no process is left.
     """
-    work.mkdir(parents=True, exist_ok=True)
     until = time.monotonic() + limit_s
-    for contender in contenders:
-        path = contender.file(work)
-        if path is not None and not path.is_file():
-            say(f"    making {path.name}")
-            with _Child("prepare", contender, work, until) as child:
-                child.answer()
+    make(contenders, work, until, say)
     with contextlib.ExitStack() as stack:
         children = []
         for contender in contenders:  # one after the other: opening them all at once is a race for memory, too
@@ -79,6 +78,19 @@ def race(
         return found
 
 
+def make(
+    contenders: Sequence[Contender], work: Path, until: float, say: Callable[[str], None] = lambda _: None
+) -> None:
+    """Write those of their files that are not there yet. Raises `RaceError`."""
+    work.mkdir(parents=True, exist_ok=True)
+    for contender in contenders:
+        path = contender.file(work)
+        if path is not None and not path.is_file():
+            say(f"    making {path.name}")
+            with _Child("prepare", contender, work, until) as child:
+                child.answer()
+
+
 def _figures(ms: list[float]) -> dict[str, float]:
     return {
         "median_ms": float(np.median(ms)),
@@ -88,21 +100,29 @@ def _figures(ms: list[float]) -> dict[str, float]:
     }
 
 
-class _Child:
+def ask(module: str, until: float, work: Path) -> dict[str, Any]:
+    """The one answer that a module of ours gives when it is run. Raises `RaceError`."""
+    work.mkdir(parents=True, exist_ok=True)
+    with _Process(module, module, [], work, until) as process:
+        return process.answer()
+
+
+class _Process:
     """A context manager around the process; answers come through a thread, since a pipe cannot be read with a timeout."""
 
-    def __init__(self, what: str, contender: Contender, work: Path, until: float) -> None:
-        self._name, self._until = f"{contender.system} ({contender.runtime} {contender.precision})", until
-        self._command = [sys.executable, "-W", "ignore", "-m", "benchmarks.speed.child", what]
-        self._command += [json.dumps(asdict(contender)), str(work)]
-        self._threads = str(contender.threads)
+    def __init__(
+        self, name: str, module: str, arguments: Sequence[str], work: Path, until: float, *, threads: int = 0
+    ) -> None:
+        self._name, self._until = name, until
+        self._command = [sys.executable, "-W", "ignore", "-m", module, *arguments]
+        self._threads = {"OMP_NUM_THREADS": str(threads)} if threads else {}
         self._work = work
         self._lines: Queue[str | None] = Queue()
         self._told: list[str] = []
 
-    def __enter__(self) -> _Child:
+    def __enter__(self: _P) -> _P:
         path = os.pathsep.join(str(ROOT / folder) for folder in ("", "inspect", "engines", "train", "edge"))
-        environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": self._threads}
+        environment = {**os.environ, "PYTHONPATH": path, **self._threads}
         # Where a library writes into the current folder (openvino_cache), that is ours to clean.
         self._process = subprocess.Popen(
             self._command,
@@ -141,7 +161,7 @@ class _Child:
             try:
                 line = self._lines.get(timeout=max(0.0, self._until - time.monotonic()))
             except Empty as exc:
-                raise RaceError(f"{self._name} took longer than its time; raise --limit-minutes") from exc
+                raise LateError(f"{self._name} took longer than its time; raise --limit-minutes") from exc
             if line is None:
                 raise RaceError(f"{self._name} ended: {self._last_words()}")
             if line.startswith(MARK):
@@ -156,3 +176,12 @@ class _Child:
         for line in self._process.stdout:
             self._lines.put(line)
         self._lines.put(None)
+
+
+class _Child(_Process):
+    """One contender's."""
+
+    def __init__(self, what: str, contender: Contender, work: Path, until: float) -> None:
+        name = f"{contender.system} ({contender.runtime} {contender.precision})"
+        arguments = [what, json.dumps(asdict(contender)), str(work)]
+        super().__init__(name, "benchmarks.speed.child", arguments, work, until, threads=contender.threads)

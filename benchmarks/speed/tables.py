@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from benchmarks.accuracy.runs import Run
 from benchmarks.accuracy.tables import markdown
-from benchmarks.speed.contenders import BATCHED, DISK, FLAWLINE, MEMORY
+from benchmarks.speed.contenders import BATCHED, DISK, FLAWLINE, GPU_BATCHES, MEMORY
 
 __all__ = ["BEGIN", "END", "all_tables"]
 
 BEGIN, END = "<!-- speed:begin -->", "<!-- speed:end -->"
 REFERENCE = f"{FLAWLINE}small"
+
+# What is asked for, on two cores at 256 px.
+NETWORK_OF_PEAK = 0.8
+TAIL_OF_NETWORK = 0.25
+INT8_GAIN = 2.5
+AUROC_CHANGE = 0.002
+PYTHON_MS = 0.3
+PYTHON_SHARE = 0.1
+NANO_BF16_MS = 2.5
+# And on a GPU, at that size.
+GOAL_SIZE, GOAL_MS = 256, 0.5
+GOAL_BATCH, GOAL_SHARE = 32, 0.6
 
 
 def all_tables(runs: Sequence[Run]) -> str:
@@ -118,7 +130,156 @@ def _engines(runs: Sequence[Run]) -> str:
             )
     headings = ["flawline", "engine", "batch", "ms", "frames/s", "convolutions' peak, GFLOP/s", "bound, ms"]
     headings += ["of the bound", "network of the peak", "tail ÷ network"]
+    told = "One frame at a time against what is asked for; what falls short is bold:"
+    return f"{markdown(headings, rows)}\n\n{told}\n\n{_against_limits(runs)}"
+
+
+def _against_limits(runs: Sequence[Run]) -> str:
+    """A row for each preset, engine and precision, one frame at a time."""
+    rows = []
+    for run in runs:
+        alone = [row for row in run.measured.figures["engines"] if row["batch"] == 1]
+        fp32_ms = {row["engine"]: row["median_ms"] for row in alone if row["precision"] == "fp32"}
+        for row in alone:
+            ms = row["median_ms"]
+            gain = fp32_ms[row["engine"]] / ms if row["engine"] in fp32_ms and row["precision"] != "fp32" else None
+            is_nano_bf16 = run.key.method == "nano" and row["precision"] == "bf16"
+            rows.append(
+                [
+                    run.key.method,
+                    f"{row['engine']} {row['precision']}",
+                    _kept(_shown(ms), not is_nano_bf16 or ms <= NANO_BF16_MS),
+                    _limited(row["network_share_of_peak"], _percent, at_least=NETWORK_OF_PEAK),
+                    _limited(row["tail_share_of_network"], _percent, at_most=TAIL_OF_NETWORK),
+                    _limited(gain, _factor, at_least=INT8_GAIN if row["precision"] == "int8" else 0),
+                    _limited(row.get("python_ms"), "{:.2f}".format, at_most=PYTHON_MS),
+                    _limited(row.get("python_share"), _percent, at_most=PYTHON_SHARE),
+                ]
+            )
+    headings = ["flawline", "engine", f"ms (nano bf16 at most {NANO_BF16_MS:g})"]
+    headings += [
+        f"network of the peak (at least {NETWORK_OF_PEAK:.0%})",
+        f"tail ÷ network (at most {TAIL_OF_NETWORK:.0%})",
+    ]
+    headings += [f"fp32 ÷ it (int8 at least {INT8_GAIN:g})", f"Python, ms (at most {PYTHON_MS:g})"]
+    headings += [f"Python ÷ bare loop (at most {PYTHON_SHARE:.0%})"]
     return markdown(headings, rows)
+
+
+def _limited(
+    value: float | None, shown: Callable[[float], str], *, at_least: float = -np.inf, at_most: float = np.inf
+) -> str:
+    return "" if value is None else _kept(shown(value), at_least <= value <= at_most)
+
+
+def _kept(text: str, is_kept: bool) -> str:
+    return text if is_kept else f"**{text}**"
+
+
+# --- precisions ------------------------------------------------------------------------------------------------------
+
+
+def _precisions(runs: Sequence[Run]) -> str:
+    rows = []
+    for run in runs:
+        figures = run.measured.figures
+        ms = {row["precision"]: row["median_ms"] for row in figures["bench"]["engines"] if row["batch"] == 1}
+        fp32 = figures["evaluations"]["fp32"]
+        for precision, found in figures["evaluations"].items():
+            change = found["image_auroc"] - fp32["image_auroc"]
+            is_fp32 = precision == "fp32"
+            gain = None if is_fp32 or precision not in ms else ms["fp32"] / ms[precision]
+            limits = precision == "int8"
+            rows.append(
+                [
+                    f"{run.key.method}, {fp32['n_good']} good and {fp32['n_bad']} defective",
+                    precision,
+                    f"{found['image_auroc']:.4f}",
+                    "" if is_fp32 else _kept(f"{change:+.4f}", not limits or abs(change) <= AUROC_CHANGE),
+                    f"{found['false_reject_rate']:.1%}",
+                    f"{found['escape_rate']:.1%}",
+                    _shown(ms.get(precision)),
+                    _limited(gain, _factor, at_least=INT8_GAIN if limits else 0),
+                ]
+            )
+        rows += [[run.key.method, f"{name}: refused by the parity gate", *[""] * 6] for name in figures["refused"]]
+    headings = [
+        "set",
+        "precision",
+        "image AUROC",
+        f"change (int8 at most {AUROC_CHANGE:g})",
+        "false rejects",
+        "escapes",
+    ]
+    headings += ["ms a frame, OpenVINO", f"fp32 ÷ it (int8 at least {INT8_GAIN:g})"]
+    return markdown(headings, rows)
+
+
+# --- a GPU -----------------------------------------------------------------------------------------------------------
+
+
+def _gpu(runs: Sequence[Run]) -> str:
+    """A table for each size of frame, batches beside each other, then what the goals got and what was refused."""
+    limits = next((run.measured.figures for run in runs if "peaks" in run.measured.figures), None)
+    systems = [run for run in runs if "peaks" not in run.measured.figures]
+    facts = runs[-1].measured.figures["gpu"]
+    parts = [", ".join(f"{name} {value}" for name, value in facts.items()) + "."]
+    if limits is not None:
+        peaks = ", ".join(f"{name} {value / 1e3:.0f} TFLOP/s" for name, value in limits["peaks"].items())
+        copy = limits["copy_gb_per_s"]
+        parts.append(
+            f"Large convolutions at best: {peaks}; copies in the GPU's memory: {_shown(copy) or 'unknown'} GB/s."
+        )
+        parts += [f"{name}: {said}." for name, said in limits["said"].items()]
+    for size in sorted({run.key.size or 0 for run in systems}):
+        rows = []
+        for run in systems:
+            figures = run.measured.figures
+            if run.key.size != size or "all" in figures["refused"]:
+                continue
+            cells = [_shown((figures.get(f"batch-{batch}") or {}).get("median_ms")) for batch in GPU_BATCHES]
+            share = _share_of_card(run, limits, GOAL_BATCH)
+            rows.append([run.key.method, *cells, _percent(share)])
+        headings = [f"{size} px, ms a batch of", *map(str, GPU_BATCHES), f"{GOAL_BATCH} together: of the card's limit"]
+        parts.append(markdown(headings, rows))
+    at_once = [
+        (run.measured.figures["batch-1"]["median_ms"], run.key.method)
+        for run in systems
+        if run.key.size == GOAL_SIZE
+        and run.measured.figures["precision"] == "fp16"
+        and "batch-1" in run.measured.figures
+    ]
+    if at_once:
+        ms, name = min(at_once)
+        parts.append(f"One frame of {GOAL_SIZE} px in fp16: {ms:.2f} ms ({name}); the goal is {GOAL_MS:g}.")
+    shares = [
+        (share, run.key.method)
+        for run in systems
+        if run.key.size == GOAL_SIZE and (share := _share_of_card(run, limits, GOAL_BATCH)) is not None
+    ]
+    if shares:
+        share, name = max(shares)
+        parts.append(
+            f"{GOAL_BATCH} frames of {GOAL_SIZE} px: {share:.0%} of the card's limit ({name}); the goal is {GOAL_SHARE:.0%}."
+        )
+    parts += [
+        f"{run.key.method}, {run.key.size} px{'' if way == 'all' else f', {way}'}: {said}."
+        for run in systems
+        for way, said in run.measured.figures["refused"].items()
+    ]
+    return "\n\n".join(parts)
+
+
+def _share_of_card(run: Run, limits: dict[str, Any] | None, batch: int) -> float | None:
+    """The least time by matrix units and memory, what the layers hand on included, as a share of the time that it took."""
+    figures = run.measured.figures
+    found, precision = figures.get(f"batch-{batch}"), figures["precision"]
+    if limits is None or found is None or limits["copy_gb_per_s"] is None or precision not in limits["peaks"]:
+        return None
+    graph = limits["graph"][f"{run.key.size} {precision}"]
+    arithmetic_ms = 1e3 * batch * graph["gflop"] / limits["peaks"][precision]
+    memory_ms = (graph["weights"] + batch * (graph["picture"] + graph["layers"])) / limits["copy_gb_per_s"] / 1e6
+    return max(arithmetic_ms, memory_ms) / float(found["median_ms"])
 
 
 # --- growth ----------------------------------------------------------------------------------------------------------
@@ -143,6 +304,8 @@ def _growth(runs: Sequence[Run]) -> str:
 _TABLES = {
     "peers": ("Peers, side by side at 256 px", _peers),
     "engines": ("Engines, and what the machine could do", _engines),
+    "precisions": ("Precisions of a trained bundle", _precisions),
+    "gpu": ("An NVIDIA GPU: flawline small, a frame in host memory to its results there", _gpu),
     "growth": ("How the cost of flawline small grows with frame (px), batch and cameras", _growth),
 }
 
@@ -160,6 +323,10 @@ def _shown(value: float | None) -> str:
     if value is None:
         return ""
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def _factor(value: float) -> str:
+    return f"{value:.1f} ×"
 
 
 def _percent(share: float | None) -> str:

@@ -38,19 +38,23 @@ from flawline_engines.bench import (
     has_precision,
     measure,
     peak_gflops,
+    python_cost,
     times_in_turn,
 )
 from flawline_engines.engine import (
+    GPU_KINDS,
     MODEL_MEMBERS,
     Engine,
     EngineKind,
+    Hint,
     Precision,
     installed_kinds,
     model_for,
     open_engine,
 )
+from flawline_engines.gpu_memory import open_memory
 from flawline_engines.onnx_file import network_alone
-from flawline_engines.roofline import bound, copy_gb_per_s, traffic
+from flawline_engines.roofline import bound, copy_gb_per_s, gpu_copy_gb_per_s, traffic
 from flawline_inspect.bundle import MODEL, Bundle
 from flawline_inspect.clock import wall_clock
 from flawline_inspect.config import EMBEDDED_BROKER, parse_config
@@ -59,6 +63,8 @@ from flawline_inspect.errors import EXIT_DONE, BrokerError, CameraError, EngineE
 __all__ = ["bench"]
 
 MAX_BATCH = 64
+MIN_SHARE_RUNS = 8
+"""Of the network and of the whole: a large batch of a large network takes a second."""
 PAUSE_S = 0.02
 """Between a verdict and the next part, so that no part waits for the one before it."""
 STARTING_S = 0.1
@@ -82,9 +88,11 @@ def bench(
     *,
     engines: list[Literal["tensorrt", "tensorrt_rtx", "openvino", "onnxruntime"]] | None = None,
     threads: list[int] | None = None,
+    hint: Hint = "latency",
     batches: list[int] | None = None,
     seconds: float = 1.0,
     parts: int = 200,
+    state_dir: Path | None = None,
     json: bool = False,
 ) -> None:
     """Measure latency, throughput, how much of the machine's limit that is, and what the daemon adds.
@@ -98,12 +106,16 @@ def bench(
         every precision that it and the bundle have.
     threads
         Of the engine, 0 leaves their number to it; may be repeated. Without it 1 and all cores.
+    hint
+        Of openvino: latency, or throughput, which spreads the frames of a call over several requests.
     batches
         Frames per call; may be repeated. Without it 1 and 8.
     seconds
         Time for each measurement of an engine.
     parts
         Parts that the daemon inspects for its overhead; 0 leaves the daemon out.
+    state_dir
+        Where `flawline build` keeps plans; without it the user's cache folder. TensorRT's plan is compiled if there is none.
     json
         Print one JSON object instead of tables.
     """
@@ -124,7 +136,11 @@ def bench(
             precision: dataclasses.asdict(traffic(model_for(opened, precision), _hw(opened), cost, precision))
             for precision in _precisions(opened)
         },
-        "engines": list(_engine_rows(opened, cost, engines or installed_kinds(), threads, batches, seconds, progress)),
+        "engines": list(
+            _engine_rows(
+                opened, cost, engines or installed_kinds(), threads, hint, batches, seconds, state_dir, progress
+            )
+        ),
         "daemon": None,
         "memory": None,
     }
@@ -192,8 +208,10 @@ def _engine_rows(
     cost: GraphCost,
     kinds: Sequence[EngineKind],
     threads: list[int],
+    hint: Hint,
     batches: list[int],
     seconds: float,
+    state_dir: Path | None,
     progress: Console,
 ) -> Iterator[Report]:
     golden = [picture.fitted for picture in bundle.golden()] or [_blank(bundle)]
@@ -201,27 +219,30 @@ def _engine_rows(
     copy = {n: copy_gb_per_s(n) for n in threads}
     network_gflop = graph_cost(network_alone(bundle.member(MODEL)), _hw(bundle)).gflop
     for kind in dict.fromkeys(kinds):
+        is_gpu = kind in GPU_KINDS
         for precision in _precisions(bundle, kind):
-            for n in threads:
+            for n in [0] if is_gpu else threads:
                 try:
                     with contextlib.ExitStack() as stack:
-                        peak: float | None = None
+                        progress.print(f"{kind} {precision}, {_threads(n)}: what its convolutions reach", markup=False)
+                        peak = peak_gflops(kind, precision=precision, threads=n)
+                        rate = gpu_copy_gb_per_s(open_memory()) if is_gpu else copy[n]
                         network: Engine | None = None
-                        if kind in ("openvino", "onnxruntime"):
-                            progress.print(
-                                f"{kind} {precision}, {_threads(n)}: what its convolutions reach", markup=False
-                            )
-                            peak = peak_gflops(kind, precision=precision, threads=n)
+                        if not is_gpu:  # whose engines take no graph without a heatmap
                             alone = network_alone(model_for(bundle, precision))
                             network = stack.enter_context(engine_for(alone, _hw(bundle), kind, precision, n))
-                        engine = stack.enter_context(open_engine(bundle, kind, precision=precision, threads=n))
+                        engine = stack.enter_context(
+                            open_engine(bundle, kind, precision=precision, threads=n, hint=hint, state_dir=state_dir)
+                        )
                         for batch in batches:
                             progress.print(f"{kind} {precision}, {_threads(n)}: batch {batch}", markup=False)
                             frames = np.stack([golden[i % len(golden)] for i in range(batch)])
                             row = _engine_row(engine, n, measure(engine, frames, seconds=seconds), cost, peak)
-                            if peak is not None and network is not None:
-                                row |= _roofline(bundle, engine, row, cost, peak, copy[n])
+                            row |= _roofline(bundle, engine, row, cost, peak, rate)
+                            if network is not None:
                                 row |= _shares(engine, network, frames, network_gflop, peak, seconds)
+                            if batch == 1:
+                                row |= _python(engine, frames, seconds)
                             yield row
                 except EngineError as exc:
                     progress.print(f"flawline: {kind} {precision} is left out: {exc}", style="yellow", markup=False)
@@ -247,7 +268,7 @@ def _engine_row(engine: Engine, threads: int, latency: Latency, cost: GraphCost,
         "gflop_per_s": gflops,
         "peak_gflop_per_s": peak,
         "share_of_peak": None if peak is None else gflops / peak,
-        # Of engines whose peak is not measured: unknown.
+        # Unknown until measured, and for some engines and batches never.
         "copy_gb_per_s": None,
         "bound_ms": None,
         "bound_by": None,
@@ -256,6 +277,9 @@ def _engine_row(engine: Engine, threads: int, latency: Latency, cost: GraphCost,
         "network_ms": None,
         "network_share_of_peak": None,
         "tail_share_of_network": None,
+        "bare_ms": None,
+        "python_ms": None,
+        "python_share": None,
     }
 
 
@@ -279,12 +303,18 @@ def _shares(
     other things too, the shorter of two calls is interrupted less often, and their medians would exaggerate.
     """
     calls = [lambda: engine.infer(frames), lambda: network.infer(frames)]
-    whole_ms, network_ms = (float(ms.min()) for ms in times_in_turn(calls, seconds=seconds))
+    whole_ms, network_ms = (float(ms.min()) for ms in times_in_turn(calls, seconds=seconds, min_runs=MIN_SHARE_RUNS))
     return {
         "network_ms": network_ms,
         "network_share_of_peak": gflop * len(frames) / network_ms * 1e3 / peak,
         "tail_share_of_network": (whole_ms - network_ms) / network_ms,
     }
+
+
+def _python(engine: Engine, frames: NDArray[np.uint8], seconds: float) -> Report:
+    """What we add to a call of the runtime itself."""
+    found = python_cost(engine, frames, seconds=seconds)
+    return {} if found is None else {"bare_ms": found.bare_ms, "python_ms": found.ms, "python_share": found.share}
 
 
 def _hw(bundle: Bundle) -> tuple[int, int]:

@@ -60,7 +60,7 @@ def _print_engines(out: Console, rows: list[Report]) -> None:
 def _print_roofline(out: Console, rows: list[Report]) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("the limit", no_wrap=True)
-    for heading in ("threads", "batch", "GFLOP/s", "GB/s", "bound", "reached", "network", "tail"):
+    for heading in ("threads", "batch", "GFLOP/s", "GB/s", "bound", "reached", "network", "tail", "Python"):
         table.add_column(heading, justify="right")
     for row in rows:
         engine, precision, threads, batch = _combination(row)
@@ -74,11 +74,13 @@ def _print_roofline(out: Console, rows: list[Report]) -> None:
             _percent(row["share_of_bound"]),
             _percent(row["network_share_of_peak"]),
             _percent(row["tail_share_of_network"]),
+            "" if row["python_ms"] is None else f"{row['python_ms']:.2f}",
         )
     out.print(table)
     out.print(
         "bound, in ms: no faster than the operations at that peak or (*) weights, pictures and results at that rate of copying; network: "
-        "what the expected picture comes from, of the peak; tail: error maps and score, as a share of the network's time",
+        "what the expected picture comes from, of the peak; tail: error maps and score, as a share of the network's time; "
+        "Python: ms of a call that are not the runtime's own",
         style="dim",
         soft_wrap=True,
     )

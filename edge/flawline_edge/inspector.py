@@ -21,6 +21,7 @@ from flawline_edge.trigger import Terms
 from flawline_engines import Engine, open_engine
 from flawline_engines.build import build_in_child
 from flawline_engines.engine import FirstThatWorks
+from flawline_engines.shared import TOGETHER
 from flawline_inspect.bundle import Bundle
 from flawline_inspect.config import EngineConfig, RecipeConfig
 from flawline_inspect.decision import Decision, DecisionRule
@@ -79,6 +80,7 @@ class Inspector:
             precision=engine.precision,
             threads=engine.threads,
             provider=engine.provider,
+            hint=engine.hint,
             state_dir=state_dir,
             url=engine.url,
             timeout_s=engine.timeout_ms / 1e3,
@@ -167,7 +169,7 @@ class Inspector:
             prove=self._self_test_shared,
             check=lambda joined: self_test_once(bundle, joined),
             upgrade=lambda opening: upgrade_from(opening, bundle, state_dir),
-            max_batch=engine.max_batch,
+            max_batch=engine.max_batch or (TOGETHER if engine.hint == "throughput" else None),
             batch_window_ms=engine.batch_window_ms,
             answer_s=engine.timeout_ms / 1e3 if engine.kind == "triton" else 0.0,
         )

@@ -15,17 +15,20 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from flawline_engines.engine import Engine, EngineKind, Precision
+from flawline_engines.engine import GPU_KINDS, Engine, EngineKind, Precision, timed_ms
 from flawline_engines.onnx_file import PEAK_DEPTH, convolution_model
 from flawline_inspect.errors import EngineError
 
 __all__ = [
     "GraphCost",
+    "HasBareLoop",
     "Latency",
+    "PythonCost",
     "conv_gflop",
     "convolution_model",
     "engine_for",
@@ -33,6 +36,7 @@ __all__ = [
     "has_precision",
     "measure",
     "peak_gflops",
+    "python_cost",
     "times_in_turn",
 ]
 
@@ -43,8 +47,11 @@ MIN_RUNS = 20
 
 PEAK_SHAPES = ((64, 64), (128, 32), (128, 64), (256, 32))
 """Channels and side in pixels of the convolutions whose best rate is the peak: which one wins depends on the caches."""
+GPU_PEAK_SHAPES = ((256, 64), (512, 32))
+GPU_PEAK_BATCH = 32
 PEAK_SECONDS = 0.3
 
+_MEASURED: tuple[EngineKind, ...] = (*GPU_KINDS, "openvino", "onnxruntime")
 _OPERATIONS_PER_MAC = 2  # a multiplication and an addition
 
 
@@ -107,6 +114,47 @@ def times_in_turn(
                 own.append(now - last)
                 last = now
     return [1e3 * np.array(own) for own in times_s]
+
+
+@runtime_checkable
+class HasBareLoop(Protocol):
+    """An engine that can be told apart from the runtime that it stands on; all but Triton's."""
+
+    def bare_ms(self, frames: NDArray[np.uint8], runs: int) -> NDArray[np.float64]:
+        """Milliseconds of each of `runs` calls of the runtime alone: no checks, no threads, no results of the caller's own."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class PythonCost:
+    """Medians of the runtime's own call and of `infer`, in turn: the difference is what we put around it."""
+
+    bare_ms: float
+    infer_ms: float
+
+    @property
+    def ms(self) -> float:
+        return self.infer_ms - self.bare_ms
+
+    @property
+    def share(self) -> float:
+        return self.ms / self.bare_ms
+
+
+def python_cost(
+    engine: Engine, frames: NDArray[np.uint8], *, seconds: float = 1.0, rounds: int = 8
+) -> PythonCost | None:
+    """Of an entered engine, `seconds` for both together; None where there is no loop of its own to compare with."""
+    if not isinstance(engine, HasBareLoop):
+        return None
+    each_ms = measure(engine, frames, seconds=WARM_UP_SHARE * seconds, min_runs=MIN_WARM_UPS).median_ms
+    runs = max(MIN_RUNS // rounds + 1, int(1e3 * seconds / 2 / rounds / each_ms))
+    bare: list[NDArray[np.float64]] = []
+    whole: list[NDArray[np.float64]] = []
+    for _ in range(rounds):  # in turn, as in `times_in_turn`
+        bare.append(engine.bare_ms(frames, runs))
+        whole.append(timed_ms(lambda: engine.infer(frames), runs))
+    return PythonCost(float(np.median(np.concatenate(bare))), float(np.median(np.concatenate(whole))))
 
 
 # --- the graph's arithmetic ----------------------------------------------------------------------------------------
@@ -205,20 +253,24 @@ def peak_gflops(
     *,
     precision: Precision = "fp32",
     threads: int = 1,
-    shapes: Sequence[tuple[int, int]] = PEAK_SHAPES,
+    shapes: Sequence[tuple[int, int]] | None = None,
     seconds: float = PEAK_SECONDS,
 ) -> float:
     """Billions of operations a second that large 3x3 convolutions reach at best, through this engine as it is used.
 
-    The fastest run of the best of `shapes` (channels, side in pixels), `seconds` each. Raises `EngineError`.
+    The fastest run of the best of `shapes` (channels, side in pixels), `seconds` each; on a GPU, which one frame does not
+    fill, of `GPU_PEAK_BATCH` frames, and of the runtime's own calls. Raises `EngineError`.
     """
-    best = 0.0
-    for channels, side in shapes:
+    is_gpu = kind in GPU_KINDS
+    batch, best = GPU_PEAK_BATCH if is_gpu else 1, 0.0
+    for channels, side in shapes or (GPU_PEAK_SHAPES if is_gpu else PEAK_SHAPES):
         model, hw = convolution_model(channels, side, precision), (side, side)
-        frames = np.random.default_rng(0).integers(0, 256, (1, *hw, 3), np.uint8)
-        with engine_for(model, hw, kind, precision, threads) as engine:
-            latency = measure(engine, frames, seconds=seconds, min_runs=5)
-        best = max(best, _convolution_model_gflop(channels, side) / latency.min_ms * 1e3)
+        frames = np.random.default_rng(0).integers(0, 256, (batch, *hw, 3), np.uint8)
+        with engine_for(model, hw, kind, precision, threads, max_batch=batch) as engine:
+            fastest_ms = measure(engine, frames, seconds=seconds, min_runs=5).min_ms
+            if is_gpu and isinstance(engine, HasBareLoop):
+                fastest_ms = float(engine.bare_ms(frames, max(5, int(1e3 * seconds / fastest_ms))).min())
+        best = max(best, batch * _convolution_model_gflop(channels, side) / fastest_ms * 1e3)
     return best
 
 
@@ -230,8 +282,18 @@ def has_precision(kind: EngineKind, precision: Precision) -> bool:
     return False
 
 
-def engine_for(model: bytes, hw: tuple[int, int], kind: EngineKind, precision: Precision, threads: int) -> Engine:
-    """As `open_engine`, for a graph that is no bundle's."""
+def engine_for(
+    model: bytes, hw: tuple[int, int], kind: EngineKind, precision: Precision, threads: int, *, max_batch: int = 1
+) -> Engine:
+    """As `open_engine`, for a graph that is no bundle's. TensorRT compiles it on entering, for up to `max_batch` frames."""
+    if kind in ("tensorrt", "tensorrt_rtx"):
+        from flawline_engines.tensorrt import BuildSettings, compile_plan
+        from flawline_engines.tensorrt_runner import TensorRtEngine
+
+        module, settings = kind, BuildSettings(max_batch=max_batch)
+        return TensorRtEngine(
+            module, hw, lambda _: compile_plan(module, model, settings=settings)[0], precision=precision
+        )
     if kind == "openvino":
         from flawline_engines.open_vino import OpenVinoEngine
 
@@ -240,7 +302,7 @@ def engine_for(model: bytes, hw: tuple[int, int], kind: EngineKind, precision: P
         from flawline_engines.onnx_runtime import OnnxRuntimeEngine
 
         return OnnxRuntimeEngine(model, hw, precision=precision, threads=threads)
-    raise EngineError(f"there is no engine {kind!r} in {precision} to measure; expected openvino or onnxruntime")
+    raise EngineError(f"there is no engine {kind!r} in {precision} to measure; expected {', '.join(_MEASURED)}")
 
 
 def _convolution_model_gflop(channels: int, side: int) -> float:

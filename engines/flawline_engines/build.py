@@ -96,7 +96,7 @@ def open_tensorrt(
     store = PlanStore(plans_folder(state_dir))
 
     def plan_for(gpu: Gpu) -> bytes:
-        stored = store.load(_key(bundle, module, precision, gpu, settings))
+        stored = store.newest(_key(bundle, module, precision, gpu, settings))
         if not stored.parity.accepted:
             raise EngineError(
                 f"{module} {precision} was refused for {bundle.model_id} by the parity gate: {stored.parity.refusals[0]}; "

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from flawline_engines.build import build_plan
-from flawline_engines.engine import MODEL_MEMBERS, Precision, model_for
+from flawline_engines.engine import MAX_BATCH, MODEL_MEMBERS, Precision, model_for
 from flawline_engines.parity_command import print_parity
 from flawline_engines.tensorrt import BuildProgress, BuildSettings, ModuleName, compile_plan, load_module
 from flawline_inspect.bundle import Bundle
@@ -29,7 +29,8 @@ def build(
     engine: Literal["auto", "tensorrt", "tensorrt_rtx"] = "auto",
     state_dir: Path | None = None,
     level: int | None = None,
-    workspace_mb: int = 1024,
+    workspace_mb: int | None = None,
+    max_batch: int = 16,
     builder_only: bool = False,
     niceness: int = 0,
 ) -> int:
@@ -48,7 +49,11 @@ def build(
     level
         Of optimisation: 0 compiles fastest, 5 searches longest for faster kernels. TensorRT's own choice is 3.
     workspace_mb
-        Scratch memory that a layer may use, in MiB.
+        Memory that the plan may take besides its weights, in MiB; it grows with the frame and with --max-batch. Without it TensorRT
+        takes what it needs.
+    max_batch
+        Frames in one execution, 1 to 64. More serves many cameras faster and takes more of the GPU's memory; larger batches are
+        cut into pieces. The plan that was built last serves.
     builder_only
         Only see whether the graphs compile, with tensorrt_rtx, which needs no GPU for that; nothing is stored.
     niceness
@@ -56,12 +61,15 @@ def build(
     """
     if level is not None and not 0 <= level <= 5:
         raise InputError(f"--level is {level}, expected 0 to 5")
-    if not 16 <= workspace_mb <= 1 << 20:
+    if workspace_mb is not None and not 16 <= workspace_mb <= 1 << 20:
         raise InputError(f"--workspace-mb is {workspace_mb}, expected 16 to {1 << 20}")
+    if not 1 <= max_batch <= MAX_BATCH:
+        raise InputError(f"--max-batch is {max_batch}, expected 1 to {MAX_BATCH}")
     if not 0 <= niceness <= 19:
         raise InputError(f"--niceness is {niceness}, expected 0 to 19")
     opened = Bundle.open(bundle)
-    settings = BuildSettings(workspace_bytes=workspace_mb << 20, level=level)
+    workspace = None if workspace_mb is None else workspace_mb << 20
+    settings = BuildSettings(workspace_bytes=workspace, level=level, max_batch=max_batch)
     os.nice(niceness)
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     if builder_only:

@@ -10,6 +10,7 @@ import ctypes
 import importlib.util
 import logging
 import platform
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -24,6 +25,7 @@ from flawline_inspect.errors import EngineError
 __all__ = [
     "Engine",
     "EngineKind",
+    "Hint",
     "Inference",
     "MissingPlanError",
     "Precision",
@@ -42,6 +44,9 @@ EngineKind = Literal["auto", "tensorrt", "tensorrt_rtx", "openvino", "onnxruntim
 Precision = Literal["fp32", "bf16", "fp16", "int8"]
 Provider = Literal["auto", "cpu", "cuda", "tensorrt"]
 """Of ONNX Runtime: which of its own backends computes. `auto` takes CUDA where it is built in, else the CPU."""
+
+Hint = Literal["latency", "throughput"]
+"""Of OpenVINO: one frame as fast as can be, or as many as can be, several at the same time. Only frames that come together gain."""
 
 GPU_KINDS: tuple[EngineKind, ...] = ("tensorrt", "tensorrt_rtx")
 _FASTEST_FIRST: tuple[EngineKind, ...] = (*GPU_KINDS, "openvino", "onnxruntime")
@@ -100,6 +105,15 @@ def checked_frames(frames: NDArray[np.uint8], hw: tuple[int, int]) -> NDArray[np
     return np.ascontiguousarray(frames)
 
 
+def timed_ms(call: Callable[[], object], runs: int) -> NDArray[np.float64]:
+    """Milliseconds of each of `runs` calls, one right behind the other."""
+    marks = [time.perf_counter()]
+    for _ in range(runs):
+        call()
+        marks.append(time.perf_counter())
+    return 1e3 * np.diff(marks)
+
+
 def model_for(bundle: Bundle, precision: Precision) -> bytes:
     """The ONNX file of this precision. Raises `EngineError` when the bundle has none."""
     name = MODEL_MEMBERS[precision]
@@ -118,6 +132,7 @@ def open_engine(
     precision: Precision = "fp32",
     threads: int = 0,
     provider: Provider = "auto",
+    hint: Hint = "latency",
     state_dir: Path | None = None,
     url: str | None = None,
     timeout_s: float = 1.0,
@@ -126,8 +141,9 @@ def open_engine(
 
     `auto` takes TensorRT or TensorRT-RTX where a plan is stored for this GPU, OpenVINO on x86, else ONNX Runtime; each
     step down is logged once with its reason. TensorRT asked for by name compiles a missing plan on entering, which
-    takes minutes. `threads` 0 leaves their number to the engine; `provider` is ONNX Runtime's; `state_dir` is where plans
-    are kept, by default the user's cache folder; `url` is Triton's, and `timeout_s` the time that it has for an answer.
+    takes minutes. `threads` 0 leaves their number to the engine; `provider` is ONNX Runtime's, `hint` OpenVINO's;
+    `state_dir` is where plans are kept, by default the user's cache folder; `url` is Triton's, and `timeout_s` the time
+    that it has for an answer.
     Raises `EngineError` for a kind or precision that this machine cannot give.
     """
     if kind not in ("auto", *_FASTEST_FIRST, "triton"):
@@ -146,7 +162,7 @@ def open_engine(
     def openvino() -> Engine:
         from flawline_engines.open_vino import OpenVinoEngine
 
-        return OpenVinoEngine(model, hw, precision=precision, threads=threads)
+        return OpenVinoEngine(model, hw, precision=precision, threads=threads, hint=hint)
 
     def onnxruntime() -> Engine:
         from flawline_engines.onnx_runtime import OnnxRuntimeEngine

@@ -83,6 +83,9 @@ class CudaBindingsMemory:
     def close(self) -> None:
         """The runtime keeps the primary context until the process ends: TensorRT may still use it."""
 
+    def reset(self) -> None:
+        self._check(self._cuda.cudaDeviceReset())
+
     def current(self) -> AbstractContextManager[None]:
         return nullcontext()
 
@@ -126,6 +129,10 @@ class CudaBindingsMemory:
     def download(self, target: HostBuffer, source: DeviceBuffer, n_bytes: int, stream: Stream) -> None:
         kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
         self._check(self._cuda.cudaMemcpyAsync(target.handle, source.pointer, n_bytes, kind, stream.handle))
+
+    def duplicate(self, target: DeviceBuffer, source: DeviceBuffer, n_bytes: int, stream: Stream) -> None:
+        kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+        self._check(self._cuda.cudaMemcpyAsync(target.pointer, source.pointer, n_bytes, kind, stream.handle))
 
     def record(self, event: Any, stream: Stream) -> None:
         self._check(self._cuda.cudaEventRecord(event.handle, stream.handle))

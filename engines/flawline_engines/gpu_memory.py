@@ -81,6 +81,10 @@ class DeviceMemory(Protocol):
 
     def close(self) -> None: ...
 
+    def reset(self) -> None:
+        """Give up the primary context and whatever was made in it: after a failure that it does not survive. Outside `current`."""
+        ...
+
     def current(self) -> AbstractContextManager[None]:
         """The context is this thread's current one inside."""
         ...
@@ -104,6 +108,10 @@ class DeviceMemory(Protocol):
         ...
 
     def download(self, target: HostBuffer, source: DeviceBuffer, n_bytes: int, stream: Stream) -> None: ...
+
+    def duplicate(self, target: DeviceBuffer, source: DeviceBuffer, n_bytes: int, stream: Stream) -> None:
+        """From the GPU's memory to the GPU's memory."""
+        ...
 
     def record(self, event: Any, stream: Stream) -> None: ...
 
@@ -162,10 +170,17 @@ class GpuThread:
 
     def stop(self) -> None:
         """May be called twice. What was allocated has to be freed before."""
+        self._end(self._memory.close)
+
+    def give_up(self) -> None:
+        """As `stop`, but with the GPU's context, of which nothing can be freed any more."""
+        self._end(self._memory.reset)
+
+    def _end(self, work: Callable[[], None]) -> None:
         executor, self._executor = self._executor, None
         if executor is not None:
             try:
-                executor.submit(self._memory.close).result()
+                executor.submit(work).result()
             finally:
                 executor.shutdown()
 

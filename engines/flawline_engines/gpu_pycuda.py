@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -59,6 +61,14 @@ class PycudaMemory:
             with self._translated():
                 context.detach()
 
+    def reset(self) -> None:
+        """Detaching leaves the context to TensorRT, which holds it, too; pycuda has no name for ending it for all."""
+        with contextlib.suppress(EngineError):  # of a lost context
+            self.close()
+        status = ctypes.CDLL("libcuda.so.1").cuDevicePrimaryCtxReset_v2(0)
+        if status:
+            raise EngineError(f"the GPU failed: its context cannot be made anew (CUDA error {status})")
+
     @contextmanager
     def current(self) -> Iterator[None]:
         with self._translated():
@@ -102,6 +112,10 @@ class PycudaMemory:
     def download(self, target: HostBuffer, source: DeviceBuffer, n_bytes: int, stream: Stream) -> None:
         with self._translated():
             self._cuda.memcpy_dtoh_async(target.array[:n_bytes], source.pointer, stream.handle)
+
+    def duplicate(self, target: DeviceBuffer, source: DeviceBuffer, n_bytes: int, stream: Stream) -> None:
+        with self._translated():
+            self._cuda.memcpy_dtod_async(target.pointer, source.pointer, n_bytes, stream.handle)
 
     def record(self, event: Any, stream: Stream) -> None:
         with self._translated():

@@ -7,14 +7,16 @@ compiled for bf16, what follows for float32.
 
 from __future__ import annotations
 
+import contextlib
+from collections import deque
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from flawline_engines.engine import Inference, Precision, checked_frames
+from flawline_engines.engine import Hint, Inference, Precision, checked_frames, timed_ms
 from flawline_inspect.errors import EngineError
 
 __all__ = ["OpenVinoEngine"]
@@ -22,6 +24,7 @@ __all__ = ["OpenVinoEngine"]
 # Left alone, OpenVINO computes in bf16 wherever the processor can: a score then depends on the machine. So the hint is set always.
 _PRECISION_HINTS: dict[Precision, str] = {"fp32": "f32", "bf16": "bf16", "fp16": "f32", "int8": "f32"}
 
+_PERFORMANCE_HINTS: dict[Hint, str] = {"latency": "LATENCY", "throughput": "THROUGHPUT"}
 _ARITHMETIC = frozenset(
     {
         "Convolution",
@@ -31,26 +34,55 @@ _ARITHMETIC = frozenset(
         "MatMul",
     }
 )
-_Run = Callable[[NDArray[np.uint8]], Any]
-"""Frames of one batch size → the three outputs by number."""
+
+
+class _Request(Protocol):
+    """What is compiled for one batch size."""
+
+    def infer(self, frames: NDArray[np.uint8]) -> Any:
+        """The three outputs by number, in memory of their own."""
+        ...
+
+    def bare(self, frames: NDArray[np.uint8]) -> Callable[[], object]:
+        """OpenVINO's own call on these frames, whose results stay where it computes them."""
+        ...
+
+    def begin(self, frames: NDArray[np.uint8]) -> None:
+        """As `infer`, without waiting: `finish` comes before the next, and the frames stay as they are until then."""
+        ...
+
+    def finish(self) -> Any: ...
 
 
 class OpenVinoEngine:
     """`model` is the ONNX file's bytes, `hw` the frame's height and width.
 
-    fp16 and int8 are what `model` says they are, and the rest of it is float32. Compiled models are not cached on disk:
+    fp16 and int8 are what `model` says they are, and the rest of it is float32. With the hint `throughput` the cores are divided
+    among several asynchronous requests of one frame each, and a batch is spread over them. Compiled models are not cached on disk:
     loading one took no less time than compiling, and one with a few bytes damaged was loaded and inferred wrongly.
     """
 
     kind = "openvino"
 
-    def __init__(self, model: bytes, hw: tuple[int, int], *, precision: Precision = "fp32", threads: int = 0) -> None:
+    def __init__(
+        self,
+        model: bytes,
+        hw: tuple[int, int],
+        *,
+        precision: Precision = "fp32",
+        threads: int = 0,
+        hint: Hint = "latency",
+    ) -> None:
         if precision not in _PRECISION_HINTS:
             raise EngineError(f"openvino has no precision {precision!r}; expected {', '.join(_PRECISION_HINTS)}")
-        self._model, self._hw, self._threads = model, hw, threads
+        if hint not in _PERFORMANCE_HINTS:
+            raise EngineError(f"openvino has no hint {hint!r}; expected {', '.join(_PERFORMANCE_HINTS)}")
+        self._model, self._hw, self._threads, self._hint = model, hw, threads, hint
         self.precision: Precision = precision
-        self._compile: Callable[[int], _Run] | None = None
-        self._runs: dict[int, _Run] = {}
+        self._compile: Callable[[int], _Request] | None = None
+        self._requests: dict[int, _Request] = {}
+        self._at_once: list[_Request] = []
+        """Requests for one frame each, for frames that come together; none where batches are compiled as such."""
 
     def __enter__(self) -> OpenVinoEngine:
         try:
@@ -64,29 +96,38 @@ class OpenVinoEngine:
             if self.precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
                 raise EngineError("this processor has no bf16; use precision fp32")
 
-            def request(model: Any, hint: str) -> Any:
-                config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": hint}
+            def compiled(model: Any, precision: str) -> Any:
+                config: dict[str, Any] = {
+                    "PERFORMANCE_HINT": _PERFORMANCE_HINTS[self._hint],
+                    "INFERENCE_PRECISION_HINT": precision,
+                }
                 if self._threads:
                     config["INFERENCE_NUM_THREADS"] = self._threads
-                return core.compile_model(model, "CPU", config).create_infer_request()
+                return core.compile_model(model, "CPU", config)
 
-            def compile_for(batch: int) -> _Run:
+            def compile_for(batch: int) -> list[_Request]:
                 # One request a batch size: with a dynamic batch OpenVINO took three times as long (benchmarks/LOG.md).
                 def read() -> Any:
                     model = core.read_model(self._model, b"")
                     model.reshape([batch, *self._hw, 3])
                     return model
 
-                hint, model = _PRECISION_HINTS[self.precision], read()
-                ends = _network_ends(model) if hint == "bf16" else []
+                precision, model = _PRECISION_HINTS[self.precision], read()
+                ends = _network_ends(model) if precision == "bf16" else []
                 if not ends:
-                    whole = request(model, hint)
-                    return lambda frames: whole.infer([frames], share_inputs=True)
-                network, tail = _cut(openvino, model, read(), ends)
-                return _run_both(request(network, hint), request(tail, "f32"), len(ends))
+                    whole = compiled(model, precision)
+                    return [_Whole(openvino, whole.create_infer_request()) for _ in range(self._n_requests(whole))]
+                head, rest = _cut(openvino, model, read(), ends)
+                network, tail = compiled(head, precision), compiled(rest, "f32")
+                return [
+                    _NetworkAndTail(openvino, network.create_infer_request(), tail.create_infer_request(), len(ends))
+                    for _ in range(self._n_requests(network))
+                ]
 
-            self._compile = compile_for
-            self._runs = {1: compile_for(1)}
+            self._compile = lambda batch: compile_for(batch)[0]
+            requests = compile_for(1)
+            self._requests = {1: requests[0]}
+            self._at_once = requests if self._hint == "throughput" else []
         except RuntimeError as exc:
             if isinstance(exc, EngineError):
                 raise
@@ -97,21 +138,116 @@ class OpenVinoEngine:
         self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._compile = None
-        self._runs = {}
+        self._requests, self._at_once = {}, []
 
     def infer(self, frames: NDArray[np.uint8]) -> Inference:
-        if self._compile is None:
-            raise EngineError("the engine is not open; use it inside `with`")
         frames = checked_frames(frames, self._hw)
-        batch = len(frames)
         try:
-            if batch not in self._runs:
-                self._runs[batch] = self._compile(batch)
-            results = self._runs[batch](frames)
+            if len(frames) > 1 and self._at_once:
+                return self._spread(frames)
+            results = self._request(len(frames)).infer(frames)
+        except EngineError:
+            raise
         except RuntimeError as exc:
             raise EngineError(f"openvino failed: {_last_line(exc)}") from exc
-        # Without share_outputs OpenVINO copies: the arrays stay valid after the next frame.
         return Inference(*(results[i] for i in range(3)))
+
+    def bare_ms(self, frames: NDArray[np.uint8], runs: int) -> NDArray[np.float64]:
+        """What OpenVINO's own call takes, `runs` times, for `flawline bench` to hold `infer` against."""
+        frames = checked_frames(frames, self._hw)
+        try:
+            return timed_ms(self._request(len(frames)).bare(frames), runs)
+        except EngineError:
+            raise
+        except RuntimeError as exc:
+            raise EngineError(f"openvino failed: {_last_line(exc)}") from exc
+
+    def _n_requests(self, compiled: Any) -> int:
+        """How many OpenVINO wants to have at the same time."""
+        return 1 if self._hint == "latency" else max(1, int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")))
+
+    def _spread(self, frames: NDArray[np.uint8]) -> Inference:
+        """Each frame by a request of its own, as many at the same time as there are requests."""
+        running: deque[_Request] = deque()
+        parts: list[Any] = []
+        try:
+            for i in range(len(frames)):
+                if len(running) == len(self._at_once):
+                    parts.append(running.popleft().finish())
+                request = self._at_once[i % len(self._at_once)]
+                request.begin(frames[i : i + 1])
+                running.append(request)
+            while running:
+                parts.append(running.popleft().finish())
+        finally:
+            for request in running:  # one has failed: the others still read the frames
+                with contextlib.suppress(RuntimeError):
+                    request.finish()
+        return Inference(*(np.concatenate([part[i] for part in parts]) for i in range(3)))
+
+    def _request(self, batch: int) -> _Request:
+        if self._compile is None:
+            raise EngineError("the engine is not open; use it inside `with`")
+        if batch not in self._requests:
+            self._requests[batch] = self._compile(batch)
+        return self._requests[batch]
+
+
+# --- what is compiled --------------------------------------------------------------------------------------------------
+
+
+class _Whole:
+    def __init__(self, openvino: Any, request: Any) -> None:
+        self._openvino, self._request = openvino, request
+
+    def infer(self, frames: NDArray[np.uint8]) -> Any:
+        # Without share_outputs OpenVINO copies: the arrays stay valid after the next frame.
+        return self._request.infer([frames], share_inputs=True)
+
+    def bare(self, frames: NDArray[np.uint8]) -> Callable[[], object]:
+        self._request.set_input_tensor(self._openvino.Tensor(frames, shared_memory=True))
+        return lambda: self._request.infer(None, share_outputs=True)
+
+    def begin(self, frames: NDArray[np.uint8]) -> None:
+        self._request.start_async([frames], share_inputs=True)
+
+    def finish(self) -> Any:
+        self._request.wait()
+        return [np.array(self._request.get_output_tensor(i).data) for i in range(3)]
+
+
+class _NetworkAndTail:
+    """Two requests, one behind the other; `n_ends` tensors go from the first to the second."""
+
+    def __init__(self, openvino: Any, network: Any, tail: Any, n_ends: int) -> None:
+        self._openvino, self._network, self._tail = openvino, network, tail
+        for i in range(n_ends):
+            tail.set_input_tensor(
+                1 + i, network.get_output_tensor(i)
+            )  # the same memory: nothing is copied between them
+
+    def infer(self, frames: NDArray[np.uint8]) -> Any:
+        self._network.infer([frames], share_inputs=True, share_outputs=True)
+        return self._tail.infer({0: frames}, share_inputs=True)
+
+    def bare(self, frames: NDArray[np.uint8]) -> Callable[[], object]:
+        shared = self._openvino.Tensor(frames, shared_memory=True)
+        self._network.set_input_tensor(shared)
+        self._tail.set_input_tensor(0, shared)
+
+        def both() -> None:
+            self._network.infer(None, share_outputs=True)
+            self._tail.infer(None, share_outputs=True)
+
+        return both
+
+    def begin(self, frames: NDArray[np.uint8]) -> None:
+        self._frames = frames
+        self._network.start_async([frames], share_inputs=True)
+
+    def finish(self) -> Any:
+        self._network.wait()
+        return self._tail.infer({0: self._frames}, share_inputs=True)
 
 
 # --- cutting the graph -------------------------------------------------------------------------------------------------
@@ -165,17 +301,6 @@ def _cut(openvino: Any, model: Any, copy: Any, ends: Sequence[str]) -> tuple[Any
         parameters.append(parameter)
     tail = openvino.Model(copy.get_results(), copy.get_parameters() + parameters, "tail")
     return head, tail
-
-
-def _run_both(network: Any, tail: Any, n_ends: int) -> _Run:
-    for i in range(n_ends):
-        tail.set_input_tensor(1 + i, network.get_output_tensor(i))  # the same memory: nothing is copied between them
-
-    def run(frames: NDArray[np.uint8]) -> Any:
-        network.infer([frames], share_inputs=True)
-        return tail.infer({0: frames}, share_inputs=True)
-
-    return run
 
 
 def _last_line(exc: Exception) -> str:

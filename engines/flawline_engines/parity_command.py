@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from flawline_engines.engine import EngineKind, Precision, Provider, open_engine
+from flawline_engines.engine import EngineKind, Hint, Precision, Provider, open_engine
 from flawline_engines.parity import LIMITS, Parity, check_parity
 from flawline_inspect.bundle import Bundle
 from flawline_inspect.errors import EXIT_DONE, EXIT_FAILURE
@@ -25,6 +25,7 @@ def parity(
     precision: Precision = "fp32",
     threads: int = 0,
     provider: Provider = "auto",
+    hint: Hint = "latency",
     state_dir: Path | None = None,
     url: str | None = None,
     json: bool = False,
@@ -43,6 +44,8 @@ def parity(
         0 leaves their number to the engine.
     provider
         Of onnxruntime: auto, cpu, cuda or tensorrt.
+    hint
+        Of openvino: latency or throughput.
     state_dir
         The station's state directory, where plans are kept; without it the user's cache folder.
     url
@@ -52,7 +55,14 @@ def parity(
     """
     opened = Bundle.open(bundle)
     with open_engine(
-        opened, engine, precision=precision, threads=threads, provider=provider, state_dir=state_dir, url=url
+        opened,
+        engine,
+        precision=precision,
+        threads=threads,
+        provider=provider,
+        hint=hint,
+        state_dir=state_dir,
+        url=url,
     ) as runner:
         found = check_parity(opened, runner)
     if json:

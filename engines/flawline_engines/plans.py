@@ -9,10 +9,11 @@ and is loaded only when its sidecar names exactly this model, TensorRT and GPU a
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,11 @@ class StoredPlan:
 
     plan: bytes
     parity: Parity
+
+
+def _frame(key: PlanKey) -> str:
+    """`96x128x3` of its shapes."""
+    return key.shapes.partition("x")[2]
 
 
 def plans_folder(state_dir: Path | None) -> Path:
@@ -116,20 +122,37 @@ class PlanStore:
             )
         return StoredPlan(plan, parity)
 
+    def newest(self, key: PlanKey) -> StoredPlan:
+        """As `load`; of plans that differ from `key` in their largest batch alone, the one that was built last."""
+        found = []
+        for path in self._folder.glob(f"{key.module}-{key.precision}-*.json"):
+            other = self._key_of(path)
+            if other is not None and replace(other, shapes=key.shapes) == key and _frame(other) == _frame(key):
+                found.append((path.stat().st_mtime_ns, other))
+        return self.load(max(found, key=lambda each: each[0])[1] if found else key)
+
+    def _key_of(self, sidecar: Path) -> PlanKey | None:
+        """None for one that cannot be read, or lies under another's name."""
+        try:
+            if sidecar.stat().st_size > _MAX_SIDECAR_BYTES:
+                return None
+            tree = json.loads(sidecar.read_bytes())["key"]
+            key = PlanKey(**{field.name: str(tree[field.name]) for field in fields(PlanKey)})
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            return None
+        return key if self.path(key).with_suffix(".json") == sidecar else None
+
     def of_model(self, onnx_sha256: str, module: str, precision: str) -> list[tuple[PlanKey, StoredPlan]]:
         """All plans of a model that may serve, for whatever GPU, the oldest first; damaged and refused ones are left out."""
         found = []
         for path in self._folder.glob(f"{module}-{precision}-*.json"):
-            try:
-                tree = json.loads(path.read_bytes())["key"]
-                key = PlanKey(**{field.name: str(tree[field.name]) for field in fields(PlanKey)})
-                if key.onnx_sha256 != onnx_sha256 or self.path(key).with_suffix(".json") != path:
-                    continue
+            key = self._key_of(path)
+            if key is None or key.onnx_sha256 != onnx_sha256:
+                continue
+            with contextlib.suppress(MissingPlanError):
                 stored = self.load(key)
                 if stored.parity.accepted:
                     found.append((path.stat().st_mtime_ns, key, stored))
-            except (OSError, ValueError, KeyError, TypeError, RecursionError, MissingPlanError):
-                continue
         return [(key, stored) for _, key, stored in sorted(found, key=lambda each: each[0])]
 
     def save(self, key: PlanKey, plan: bytes, parity: Parity) -> Path:

@@ -12,15 +12,16 @@ import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from flawline_engines.bench import GraphCost
-from flawline_engines.engine import Precision
+from flawline_engines.engine import Precision, timed_ms
+from flawline_engines.gpu_memory import DeviceMemory, GpuThread
 from flawline_engines.onnx_file import weight_bytes
 
-__all__ = ["Bound", "Traffic", "bound", "copy_gb_per_s", "traffic"]
+__all__ = ["Bound", "Traffic", "bound", "copy_gb_per_s", "gpu_copy_gb_per_s", "traffic"]
 
 VALUE_BYTES: dict[Precision, int] = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}
 """Of a value that one convolution hands to the next."""
@@ -28,6 +29,10 @@ COPY_MIB = 128
 """Read and written at a time by all threads together: more than the caches of most machines hold."""
 COPY_SECONDS = 0.5
 MIN_COPIES = 10
+GPU_COPY_MIB = 1024
+GPU_COPIES = 10
+_COPIES_AT_ONCE = 8
+"""Between two waits, whose own time is then lost in theirs."""
 
 _PICTURE_BYTES = 3 + 4 + 3  # a pixel: the frame, the heatmap in float32, the expected picture
 
@@ -89,3 +94,34 @@ def copy_gb_per_s(threads: int = 1, *, mib: int = COPY_MIB, seconds: float = COP
                 done.result()
             best, copies = max(best, 2 * n * threads / (time.perf_counter() - begin) / 1e9), copies + 1
     return best
+
+
+def gpu_copy_gb_per_s(memory: DeviceMemory, *, mib: int = GPU_COPY_MIB, runs: int = GPU_COPIES) -> float:
+    """The same of a GPU within its own memory; `memory` is not open yet. Raises `EngineError`."""
+    n_bytes = (mib << 20) // 2
+
+    def copies() -> float:
+        things: list[Any] = []
+        try:
+            source, target = memory.device(n_bytes), memory.device(n_bytes)
+            things += [source, target]
+            stream = memory.stream()
+            things.append(stream)
+
+            def some() -> None:
+                for _ in range(_COPIES_AT_ONCE):
+                    memory.duplicate(target, source, n_bytes, stream)
+                memory.synchronize(stream)
+
+            some()
+            return 2 * n_bytes * _COPIES_AT_ONCE / float(timed_ms(some, runs).min()) / 1e6
+        finally:
+            while things:
+                memory.free(things.pop())
+
+    thread = GpuThread(memory)
+    thread.start()
+    try:
+        return thread.run(copies)
+    finally:
+        thread.stop()

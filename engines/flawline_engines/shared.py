@@ -26,11 +26,11 @@ from numpy.typing import NDArray
 from flawline_engines.engine import MAX_BATCH, Engine, Inference, Precision, checked_frames
 from flawline_inspect.errors import EngineError
 
-__all__ = ["TIMEOUT_S", "CameraEngine", "SharedEngine", "batch_sizes"]
+__all__ = ["TIMEOUT_S", "TOGETHER", "CameraEngine", "SharedEngine", "batch_sizes"]
 
 _log = logging.getLogger(__name__)
 
-GPU_BATCH = 8
+TOGETHER = 8
 """Frames together where nothing else is asked for, on engines that are faster so."""
 _BATCHING = frozenset({"tensorrt", "tensorrt_rtx", "triton"})
 TIMEOUT_S = 10.0
@@ -142,7 +142,7 @@ class SharedEngine:
 
     def batches_of(self, engine: Engine) -> list[int]:
         """How many frames this engine is given at once here: every number that occurs, ascending."""
-        largest = self._max_batch or (GPU_BATCH if engine.kind in _BATCHING else 1)
+        largest = self._max_batch or (TOGETHER if engine.kind in _BATCHING else 1)
         return batch_sizes(min(largest, self._most_cameras))
 
     def _has_switched(self) -> bool:

@@ -40,12 +40,13 @@ _BUILDING = threading.Lock()
 
 @dataclass(frozen=True, slots=True)
 class BuildSettings:
-    """`workspace_bytes`: scratch memory that a layer may use; less leaves more for others and may be slower.
+    """`workspace_bytes`: what a plan may take besides its weights, its largest batch's values included (RTX counts them all); less
+    leaves more for others and may be slower, or is too little. None is TensorRT's own choice, the GPU's memory.
     `level`: 0 compiles fastest, 5 searches longest; None is TensorRT's own choice (3).
     `max_batch`: frames in one execution; memory grows with it, and larger calls are cut into pieces.
     """
 
-    workspace_bytes: int = 1 << 30
+    workspace_bytes: int | None = None
     level: int | None = None
     max_batch: int = 16
 
@@ -100,7 +101,8 @@ def _compiled(
     # Not before: networks and parsers inherit it, and RTX 1.7.1 crashes when those are collected (tests/engines).
     builder.error_recorder = process.recorder
     config = builder.create_builder_config()
-    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, settings.workspace_bytes)
+    if settings.workspace_bytes is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, settings.workspace_bytes)
     config.clear_flag(trt.BuilderFlag.TF32)  # on by default, and fp32 would not be what it says
     config.progress_monitor = process.monitor
     if settings.level is not None:
@@ -119,7 +121,9 @@ def _compiled(
     plan = builder.build_serialized_network(network, config)
     process.monitor.end()
     if plan is None:
-        raise EngineError(f"{trt.__name__} cannot compile the graph: {process.recorder.summary()}")
+        said = process.recorder.summary()
+        cure = "; give it more with --workspace-mb, or fewer frames with --max-batch" if "OutOfMemory" in said else ""
+        raise EngineError(f"{trt.__name__} cannot compile the graph: {said}{cure}")
     return bytes(plan), b"" if cache is None else bytes(cache.serialize())
 
 

@@ -9,6 +9,7 @@ Jetson      processor and GPU share their memory: buffers are mapped, and nothin
 from __future__ import annotations
 
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flawline_engines.engine import Inference, MissingPlanError, Precision, checked_frames
+from flawline_engines.engine import Inference, MissingPlanError, Precision, checked_frames, timed_ms
 from flawline_engines.gpu_memory import (
     DeviceBuffer,
     DeviceMemory,
@@ -36,6 +37,10 @@ __all__ = ["TensorRtEngine"]
 
 _log = logging.getLogger(__name__)
 
+RETRY_S = 5.0
+"""Between two attempts to open a GPU that has failed; parts meanwhile are errors at once, not late."""
+_SAME = 1e-3
+"""Largest share by which a GPU that came back may differ from what it said before."""
 _BEFORE_CAPTURE = 2
 """Executions with one shape before it is captured: TensorRT sets itself up in the first."""
 
@@ -82,8 +87,16 @@ class TensorRtEngine:
         )
         self._thread: GpuThread | None = None
         self._runner: _Runner | None = None
+        self._is_lost = False
+        self._witness: tuple[NDArray[np.uint8], NDArray[np.float32]] | None = None
+        self._next_try = 0.0
 
     def __enter__(self) -> TensorRtEngine:
+        self._open(self._compile_for)
+        self._is_lost, self._witness, self._next_try = False, None, 0.0
+        return self
+
+    def _open(self, compile_for: Callable[[Gpu], bytes] | None) -> None:
         trt = load_module(self._module)
         memory = self._open_memory()
         thread = GpuThread(memory)
@@ -92,22 +105,25 @@ class TensorRtEngine:
             try:
                 plan = self._plan_for(gpu)
             except MissingPlanError as exc:
-                if self._compile_for is None:
+                if compile_for is None:
                     raise
                 _log.warning("%s; compiling for %s, which may take minutes", exc, gpu.name)
                 thread.stop()  # the compiler and the judge take the GPU themselves
-                plan = self._compile_for(gpu)
+                plan = compile_for(gpu)
                 thread.start()
             self._runner = thread.run(lambda: _Runner(trt, memory, gpu, plan, self._tensors))
         except BaseException:
             thread.stop()
             raise
         self._thread = thread
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self._is_lost, self._witness = False, None
+        self._close()
+
+    def _close(self) -> None:
         thread, runner = self._thread, self._runner
         self._thread = self._runner = None
         if thread is not None and runner is not None:
@@ -120,7 +136,14 @@ class TensorRtEngine:
         thread, runner = self._entered()
         frames = checked_frames(frames, self._hw)
         if len(frames) <= runner.max_batch:
-            return thread.run(lambda: runner.infer(frames))
+            try:
+                found = thread.run(lambda: runner.infer(frames))
+            except EngineError:
+                _settles(thread, runner)  # also where the work was never begun, as in a context that cannot be entered
+                raise
+            if self._witness is None:
+                self._witness = frames[:1].copy(), found.scores[:1].copy()
+            return found
         pieces = [frames[i : i + runner.max_batch] for i in range(0, len(frames), runner.max_batch)]
         scores, heatmaps, expected = (np.concatenate(column) for column in zip(*self.infer_each(pieces), strict=True))
         return Inference(scores, heatmaps, expected)
@@ -144,10 +167,75 @@ class TensorRtEngine:
             while waiting and self._thread is thread:
                 thread.run(lambda: runner.finish(waiting.popleft()))
 
+    def bare_ms(self, frames: NDArray[np.uint8], runs: int) -> NDArray[np.float64]:
+        """What the GPU takes for them with its copies, `runs` times, for `flawline bench` to hold `infer` against."""
+        thread, runner = self._entered()
+        frames = checked_frames(frames, self._hw)
+        if len(frames) > runner.max_batch:
+            raise EngineError(f"a batch has {len(frames)} frames, this plan takes {runner.max_batch} at most")
+        return thread.run(lambda: runner.bare_ms(frames, runs))
+
     def _entered(self) -> tuple[GpuThread, _Runner]:
+        if self._is_lost or (self._runner is not None and not self._runner.is_settled):
+            self._recover()
         if self._thread is None or self._runner is None:
             raise EngineError("the engine is not open; use it inside `with`")
         return self._thread, self._runner
+
+    # --- a GPU that has failed ---------------------------------------------------------------------------------------
+
+    def _recover(self) -> None:
+        """A context that a driver's error has destroyed is lost with all that was made in it, and a new one may work.
+
+        Raises `EngineError` for one that does not; the next attempt is `RETRY_S` away then, since each may take seconds.
+        """
+        if self._thread is not None and self._runner is not None and _settles(self._thread, self._runner):
+            return
+        if time.monotonic() < self._next_try:
+            raise EngineError(f"the GPU has failed and is not back; it is tried again every {RETRY_S:g} s")
+        self._next_try = time.monotonic() + RETRY_S
+        _log.error("the GPU does not end what was begun; giving its context up and opening it anew")
+        self._give_up()
+        self._open(None)
+        try:
+            self._check_witness()
+        except BaseException:
+            self._close()
+            raise
+        self._is_lost = False
+        _log.warning("the GPU is back")
+
+    def _give_up(self) -> None:
+        thread, runner = self._thread, self._runner
+        self._thread = self._runner = None
+        self._is_lost = True
+        if thread is None or runner is None:
+            return
+        try:
+            thread.run(runner.close)  # TensorRT's objects first: in a lost context each of them only complains
+        except EngineError as exc:
+            _log.debug("while giving the GPU up: %s", exc)
+            runner.abandon()
+        finally:
+            thread.give_up()
+
+    def _check_witness(self) -> None:
+        """What was said before the failure is said again; nobody proves this engine anew with golden pictures."""
+        if self._witness is None or self._thread is None or self._runner is None:
+            return
+        runner, (frames, scores) = self._runner, self._witness
+        found = self._thread.run(lambda: runner.infer(frames)).scores
+        if not np.allclose(found, scores, rtol=_SAME, atol=0, equal_nan=True):
+            raise EngineError(f"the GPU is back and scores {found[0]:.4f} what it scored {scores[0]:.4f} before")
+
+
+def _settles(thread: GpuThread, runner: _Runner) -> bool:
+    """Whether the GPU ends what was begun; where its context cannot even be entered it does not."""
+    try:
+        return thread.run(runner.settle)
+    except EngineError:
+        runner.is_settled = False
+        return False
 
 
 class _Slot:
@@ -208,7 +296,8 @@ class _Runner:
     ) -> None:
         self._memory, self._tensors = memory, tensors
         self._mapped = gpu.is_integrated
-        self._is_settled = True
+        self.is_settled = True
+        """Whether the GPU has ended all that was begun. If not after a failure, it never will."""
         self._graph: Any = None
         self._runs_of_shape = 0
         self._uses_graphs = memory.has_graphs
@@ -236,17 +325,32 @@ class _Runner:
                 slot.open()
                 self._slots.append(slot)
             stack.callback(self._drop_graph)
-            stack.callback(self._settle)
+            stack.callback(self.settle)
             self._closing = stack.pop_all()
         self._next = 0
 
     def close(self) -> None:
         self._closing.close()
 
+    def abandon(self) -> None:
+        """Free nothing, since the context is lost, but let go of TensorRT's objects in their order."""
+        self._closing.pop_all()
+        self._graph = None
+        for name in ("_context", "_engine", "_runtime"):
+            self._drop(name)
+
     def infer(self, frames: NDArray[np.uint8]) -> Inference:
         """One batch from beginning to end, on one stream."""
         with self._settling():
             return self._infer(frames)
+
+    def bare_ms(self, frames: NDArray[np.uint8], runs: int) -> NDArray[np.float64]:
+        """From page-locked memory to page-locked memory."""
+        with self._settling():
+            slot = self._slots[0]
+            for _ in range(_BEFORE_CAPTURE + 1):  # the last of them captures, where there are graphs
+                self._infer(frames)
+            return timed_ms(lambda: self._run(slot), runs)
 
     def _infer(self, frames: NDArray[np.uint8]) -> Inference:
         slot, stream = self._slots[0], self._streams[0]
@@ -254,13 +358,18 @@ class _Runner:
         slot.view(self._tensors[0])[...] = frames
         if self._graph is None and self._uses_graphs and self._runs_of_shape >= _BEFORE_CAPTURE:
             self._capture(slot, stream)
+        self._run(slot)
+        return self._results(slot)
+
+    def _run(self, slot: _Slot) -> None:
+        """What was prepared in this slot, until it is done."""
+        stream = self._streams[0]
         if self._graph is not None:
             self._memory.launch(self._graph, stream)
         else:
             self._enqueue(slot, stream)
             self._runs_of_shape += 1
         self._memory.synchronize(stream)
-        return self._results(slot)
 
     def begin(self, frames: NDArray[np.uint8]) -> _Slot:
         """Start a batch in the next slot; `finish` it before this slot is used again."""
@@ -292,16 +401,10 @@ class _Runner:
     @contextmanager
     def _settling(self) -> Iterator[None]:
         """What was begun before a failure ends before its memory is used or freed again."""
-        if not self._is_settled:
-            self._is_settled = self._settle()
-            if not self._is_settled:
-                raise EngineError(
-                    "the GPU does not end what was begun before; restart the station, or use another engine"
-                )
         try:
             yield
         except BaseException:
-            self._is_settled = self._settle()
+            self.settle()
             raise
 
     # --- steps ---------------------------------------------------------------------------------------------------
@@ -361,14 +464,16 @@ class _Runner:
         stack.callback(self._memory.free, stream)
         return stream
 
-    def _settle(self) -> bool:
+    def settle(self) -> bool:
         """Wait for what is still on the streams, so that nothing frees memory under it. False when the GPU failed."""
+        self.is_settled = False
         for stream in self._streams:
             try:
                 self._memory.synchronize(stream)
             except EngineError as exc:
                 _log.warning("while waiting for the GPU: %s", exc)
                 return False
+        self.is_settled = True
         return True
 
     def _drop_graph(self) -> None:

@@ -276,6 +276,11 @@ class EngineConfig(_Section):
     provider: Literal["auto", "cpu", "cuda", "tensorrt"] = _key(
         "which backend onnxruntime computes with; auto takes CUDA where onnxruntime-gpu is installed", default="auto"
     )
+    hint: Literal["latency", "throughput"] = _key(
+        "openvino: latency gives one frame all cores; throughput divides them among frames that come together, which serves many "
+        "cameras on many cores faster and each frame later",
+        default="latency",
+    )
     threads: int = _key(
         "0 lets the engine choose; fewer leave cores to others; cameras that share an engine share its threads",
         default=0,
@@ -284,7 +289,7 @@ class EngineConfig(_Section):
     )
     max_batch: int | None = _key(
         "several cameras: frames that wait together are inferred together, up to this many; more is faster for all of "
-        "them and later for the first; null is 1 on a CPU, where little is gained, and 8 on a GPU",
+        "them and later for the first; null is 1 on a CPU, where little is gained, and 8 on a GPU or with hint throughput",
         default=None,
         ge=1,
         le=64,
@@ -302,6 +307,14 @@ class EngineConfig(_Section):
     def _triton_has_an_address(self) -> EngineConfig:
         if (self.kind == "triton") != (self.url is not None):
             raise ValueError("kind triton and url belong together: give both or neither")
+        return self
+
+    @model_validator(mode="after")
+    def _throughput_is_openvinos(self) -> EngineConfig:
+        if self.hint == "throughput" and self.kind not in ("auto", "openvino"):
+            raise ValueError(
+                f"hint throughput is openvino's, and kind is {self.kind}: take kind openvino or auto, or leave it out"
+            )
         return self
 
 

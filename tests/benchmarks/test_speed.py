@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,9 +12,22 @@ from typing import Any
 import numpy as np
 import pytest
 from benchmarks.accuracy.runs import Key, Machine, Measured, Run, Runs
+from benchmarks.accuracy.sets import DataSet
+from benchmarks.speed import experiments
 from benchmarks.speed.__main__ import main
 from benchmarks.speed.contenders import BATCHED, DISK, MEMORY, Contender
-from benchmarks.speed.experiments import BATCHES, CAMERAS, SIZES, Case, Settings, engines, growth, peers, run_cases
+from benchmarks.speed.experiments import (
+    BATCHES,
+    CAMERAS,
+    SIZES,
+    Case,
+    Settings,
+    engines,
+    growth,
+    peers,
+    precisions,
+    run_cases,
+)
 from benchmarks.speed.race import RaceError, race
 from benchmarks.speed.tables import BEGIN, END, all_tables
 from tests.inspect_.bundles import small_manifest
@@ -97,7 +111,7 @@ def test_the_time_is_limited(small: Contender, tmp_path: Path) -> None:
 
 
 def case(name: str, measure: Callable[[], dict[str, Any]]) -> Case:
-    return Case("growth", "fp32", name, 256, lambda _: measure())
+    return Case("growth", "fp32", name, 256, lambda _say, _limit_s: measure())
 
 
 def test_cases_are_measured_once(tmp_path: Path) -> None:
@@ -119,6 +133,49 @@ def test_cases_are_measured_once(tmp_path: Path) -> None:
         assert len(done) == times
     run_cases(cases[:1], Runs(path), MACHINE, replace(settings, threads=1), lambda _: None, again=False)
     assert len(done) == 3, "another number of threads is another case"
+
+
+def test_the_time_of_all_is_limited(tmp_path: Path) -> None:
+    """The case under way gets what is left; what was not begun is named, and done by the next command."""
+    path, settings = tmp_path / "runs.jsonl", Settings(tmp_path, threads=2, limit_s=100, total_s=0.2)
+    limits: list[float] = []
+
+    def slow(_say: Any, limit_s: float) -> dict[str, Any]:
+        limits.append(limit_s)
+        time.sleep(0.25)
+        return {"contenders": []}
+
+    cases = [Case("growth", "fp32", f"size {i}", 256, slow) for i in (1, 2)]
+    failed = run_cases(cases, Runs(path), MACHINE, settings, lambda _: None, again=False)
+    assert failed == ["growth · fp32 · size 2: the time was over; repeat the command"]
+    assert limits == [pytest.approx(0.2, abs=0.1)]
+    assert run_cases(cases, Runs(path), MACHINE, settings, lambda _: None, again=False) == []
+    assert len(limits) == 2
+
+
+def test_precisions_are_measured_on_a_trained_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trained and quantised once, with a refusal kept; evaluated in each precision that is left, then timed."""
+    said: list[list[str]] = []
+
+    def flawline(arguments: list[Any], until: float, *, may_end_with: int = 0) -> str:
+        said.append([str(word) for word in arguments])
+        if arguments[0] in ("train", "quantize"):
+            members = {MODEL: convolution_model(4, SIDE)}
+            if arguments[0] == "quantize":
+                assert may_end_with == 1
+                members["model.int8.onnx"] = convolution_model(4, SIDE, "int8")
+            save_bundle(Path(arguments[arguments.index("--out") + 1]), small_manifest(golden=[]), members)
+        return json.dumps({"machine": {"processor": "", "cores": 1}, "engines": [], "image_auroc": 1.0})
+
+    monkeypatch.setattr(experiments, "flawline", flawline)
+    settings = Settings(tmp_path / "work", threads=1, precisions=("fp32", "bf16"))
+    [case] = precisions(settings, [DataSet("toy", tmp_path / "toy")], steps=7)
+    for _ in range(2):
+        found = case.measure(lambda _: None, 60)
+    assert list(found["evaluations"]) == ["fp32", "bf16", "int8"] and found["refused"] == ["fp16"]
+    commands = [words[0] for words in said]
+    assert commands == ["train", "quantize", *["eval"] * 3, "bench", *["eval"] * 3, "bench"]
+    assert said[0][said[0].index("--steps") + 1] == "7"
 
 
 def test_the_cases_are_those_asked_for(tmp_path: Path) -> None:
@@ -192,10 +249,51 @@ def test_engines_show_the_limit() -> None:
     }  # fmt: skip
     gpu = {**row, "engine": "tensorrt", **dict.fromkeys(("peak_gflop_per_s", "bound_ms", "share_of_bound"))}
     report = {"gflop_per_frame": {"total": 3.6}, "engines": [row, gpu]}
-    first, second = cells(all_tables([line("engines", "small", report, "all")]))
+    first, second = cells(all_tables([line("engines", "small", report, "all")]).split("One frame")[0])
     assert first[:3] == ["small, 3.60 GFLOP", "openvino fp32", "1"]
     assert first[3:] == ["12.0", "83.0", "500", "9.00 (arithmetic)", "75%", "80%", "10%"]
     assert second[5:8] == ["", "", ""]
+
+
+def engine_row(precision: str, ms: float, **figures: Any) -> dict[str, Any]:
+    return {
+        "engine": "openvino", "precision": precision, "batch": 1, "median_ms": ms, "frames_per_s": 1e3 / ms,
+        "peak_gflop_per_s": 500.0, "bound_ms": 0.7 * ms, "bound_by": "arithmetic", "share_of_bound": 0.7,
+        "network_share_of_peak": 0.81, "tail_share_of_network": 0.1, "python_ms": 0.05, "python_share": 0.01, **figures,
+    }  # fmt: skip
+
+
+def test_what_falls_short_of_its_limit_is_bold() -> None:
+    """int8 needs 2.5 times fp32, nano in bf16 2.5 ms; on its limit a value is good."""
+    rows = [
+        engine_row("fp32", 5.0, network_share_of_peak=0.8, tail_share_of_network=0.251, python_ms=0.31),
+        engine_row("bf16", 2.6),
+        engine_row("int8", 2.1, python_share=0.11),
+    ]
+    report = {"gflop_per_frame": {"total": 1.6}, "engines": rows}
+    text = all_tables([line("engines", "nano", report, "all")]).split("is bold:")[1]
+    fp32, bf16, int8 = cells(text)
+    assert fp32 == ["nano", "openvino fp32", "5.00", "80%", "**25%**", "", "**0.31**", "1%"]
+    assert bf16 == ["nano", "openvino bf16", "**2.60**", "81%", "10%", "1.9 ×", "0.05", "1%"]
+    assert int8 == ["nano", "openvino int8", "2.10", "81%", "10%", "**2.4 ×**", "0.05", "**11%**"]
+
+
+def test_precisions_show_what_they_cost_and_gain() -> None:
+    """Only int8 has limits: a change of 0.002, and 2.5 times fp32's speed."""
+
+    def found(auroc: float) -> dict[str, Any]:
+        return {"image_auroc": auroc, "false_reject_rate": 0.05, "escape_rate": 0.1, "n_good": 18, "n_bad": 60}
+
+    evaluations = {"fp32": found(0.98), "bf16": found(0.97), "int8": found(0.9821)}
+    bench = {"engines": [engine_row("fp32", 30.0), engine_row("bf16", 15.0), engine_row("int8", 10.0)]}
+    figures = {"evaluations": evaluations, "refused": ["fp16"], "bench": bench}
+    text = all_tables([line("precisions", "toy_alien", figures, "500 steps")])
+    fp32, bf16, int8, fp16 = cells(text)
+    assert fp32 == ["toy_alien, 18 good and 60 defective", "fp32", "0.9800", "", "5.0%", "10.0%", "30.0", ""]
+    assert bf16[2:4] == ["0.9700", "-0.0100"] and bf16[-1] == "2.0 ×"
+    assert int8[2:4] == ["0.9821", "**+0.0021**"] and int8[-1] == "3.0 ×"
+    assert fp16[:2] == ["toy_alien", "fp16: refused by the parity gate"]
+    assert "trained bundle, 500 steps" in text
 
 
 # --- the command -----------------------------------------------------------------------------------------------------
@@ -217,6 +315,9 @@ def test_tables_go_between_their_own_markers(tmp_path: Path, capsys: pytest.Capt
     ("arguments", "sentence"),
     [
         (["growth", "--seconds", "0"], "--seconds is 0"),
+        (["all", "--minutes", "-1"], "--minutes -1"),
+        (["precisions", "--steps", "0"], "--steps is 0"),
+        (["precisions", "--sets", "no_such_set"], "no_such_set"),
         (["growth", "--precisions", "fp8"], "--precisions is 'fp8'"),
         (["peers", "--only", "Nobody", "--precisions", "fp32"], "no case has that"),
         (["race"], "race"),

@@ -559,6 +559,19 @@ def judged(wire: Wire, camera: str, name: str) -> Verdict:
     return found[0]
 
 
+@pytest.mark.parametrize(
+    ("hint", "max_batch", "together"), [("latency", None, None), ("throughput", None, 8), ("throughput", 3, 3)]
+)
+def test_the_throughput_hint_takes_frames_together(
+    tmp_path: Path, progress: Progress, hint: Any, max_batch: int | None, together: int | None
+) -> None:
+    """It would gain nothing one by one; `max_batch` says otherwise."""
+    engine = EngineConfig(kind="openvino", threads=1, hint=hint, max_batch=max_batch)
+    recipe = RecipeConfig(bundle=level_bundle(tmp_path))
+    made = Inspector(1, recipe, engine, public_key=None, pool=EnginePool(2, progress), camera="top")
+    assert made._opening.order.max_batch == together  # type: ignore[attr-defined]
+
+
 def test_one_camera_has_its_engine_for_itself(
     tmp_path: Path, wire: Wire, monkeypatch: pytest.MonkeyPatch, opened: list[Engine]
 ) -> None:

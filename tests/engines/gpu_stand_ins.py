@@ -66,6 +66,10 @@ class FakeMemory:
     def __init__(self, gpu: Gpu = GPU, *, has_graphs: bool = False) -> None:
         self.gpu, self.has_graphs = gpu, has_graphs
         self.fail: tuple[str, int] | None = None
+        self.is_lost = False
+        """Whether the context was destroyed: then nothing works in it until `reset`."""
+        self.can_enter_lost = True
+        """A context that was destroyed can still be made current, as with cuda-bindings; with pycuda it cannot."""
         self.calls: list[str] = []
         self.is_open = False
         self.thread = 0
@@ -82,6 +86,8 @@ class FakeMemory:
         assert self._inside or not in_context, f"{name} without a current context"
         if self.fail is not None and self.fail[0] == name and self.calls.count(name) >= self.fail[1]:
             raise EngineError(f"{name} fails as it was told")
+        if self.is_lost and name not in ("open", "close", "reset") and not (name == "push" and self.can_enter_lost):
+            raise EngineError(f"{name}: the context is destroyed")
         self.calls.append(name)
 
     def assert_clean(self) -> None:
@@ -116,6 +122,14 @@ class FakeMemory:
         self.step("close", in_context=False)
         assert self.is_open and not self._inside
         self.is_open = False
+
+    def reset(self) -> None:
+        """What was made in the context is gone with it."""
+        self.step("reset", in_context=False)
+        assert self.is_open and not self._inside
+        self.is_open = self.is_lost = False
+        self.live.clear()
+        self.streams.clear()
 
     @contextmanager
     def current(self) -> Iterator[None]:
@@ -164,6 +178,10 @@ class FakeMemory:
     def download(self, target: HostBuffer, source: DeviceBuffer, n_bytes: int, stream: Stream) -> None:
         self.step("download")
         self.put(stream.number, lambda: target.array.__setitem__(slice(n_bytes), source.handle[:n_bytes]))
+
+    def duplicate(self, target: DeviceBuffer, source: DeviceBuffer, n_bytes: int, stream: Stream) -> None:
+        self.step("duplicate")
+        self.put(stream.number, lambda: target.handle.__setitem__(slice(n_bytes), source.handle[:n_bytes]))
 
     def record(self, event: FakeEvent, stream: Stream) -> None:
         self.step("record")

@@ -195,14 +195,14 @@ def test_the_cut_graph_is_the_graph(small_graph, frames, monkeypatch: pytest.Mon
     with OpenVinoEngine(small_graph.onnx, small_graph.hw, threads=1) as whole:
         expected = whole.infer(pictures)
     monkeypatch.setitem(open_vino._PRECISION_HINTS, "fp32", "bf16")
-    real = open_vino._run_both
+    real = open_vino._NetworkAndTail
     cut = []
 
     def noted(*arguments):
         cut.append(arguments)
         return real(*arguments)
 
-    monkeypatch.setattr(open_vino, "_run_both", noted)
+    monkeypatch.setattr(open_vino, "_NetworkAndTail", noted)
     hints = all_in_float32(monkeypatch)
     with OpenVinoEngine(small_graph.onnx, small_graph.hw, threads=1) as engine:
         for batch in (1, 3):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,22 +13,30 @@ import numpy as np
 import onnx
 import pytest
 from numpy.typing import NDArray
+from tests.engines.gpu_stand_ins import FakeMemory, FakeTensorRt, plan_bytes
 from tests.engines.test_onnx_file import initializers
 from tests.inspect_.bundles import SIDE, golden_picture, small_manifest, small_members
 
 from flawline_edge import bench_command
 from flawline_engines.bench import (
+    GPU_PEAK_BATCH,
+    HasBareLoop,
     conv_gflop,
     convolution_model,
+    engine_for,
     graph_cost,
     has_precision,
     measure,
     peak_gflops,
+    python_cost,
     times_in_turn,
 )
 from flawline_engines.engine import EngineKind, Precision, installed_kinds
 from flawline_engines.onnx_file import PEAK_DEPTH
 from flawline_engines.onnx_runtime import OnnxRuntimeEngine
+from flawline_engines.roofline import gpu_copy_gb_per_s
+from flawline_engines.tensorrt import BuildSettings
+from flawline_engines.tensorrt_runner import TensorRtEngine
 from flawline_inspect.bundle import MODEL, bundle_bytes
 from flawline_inspect.errors import CameraError, EngineError, InputError
 
@@ -242,6 +251,94 @@ def test_peak_in_a_precision_that_is_not_there() -> None:
         peak_gflops("onnxruntime", precision="bf16")
 
 
+# --- what Python costs ---------------------------------------------------------------------------------------------
+
+
+class Layered(CountingEngine):
+    """Of whose calls the runtime takes 2 ms."""
+
+    def bare_ms(self, frames: NDArray[np.uint8], runs: int) -> NDArray[np.float64]:
+        return np.full(runs, 2.0)
+
+
+def test_python_is_what_is_not_the_runtimes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The difference of the two medians, and its share of the runtime's; both are called equally often."""
+    timed: list[int] = []
+
+    def timed_ms(call: object, runs: int) -> NDArray[np.float64]:
+        timed.append(runs)
+        return np.array([2.5] * (runs - 1) + [100.0])
+
+    monkeypatch.setattr("flawline_engines.bench.timed_ms", timed_ms)
+    found = python_cost(Layered(), np.zeros((1, 4, 4, 3), np.uint8), seconds=0.01)  # type: ignore[arg-type]
+    assert found is not None and (found.bare_ms, found.infer_ms) == (2.0, 2.5)
+    assert (found.ms, found.share) == (0.5, 0.25)
+    assert len(timed) == 8 and sum(timed) >= 20
+
+
+def test_an_engine_without_a_loop_of_its_own() -> None:
+    """A server's."""
+    assert python_cost(CountingEngine(), np.zeros((1, 4, 4, 3), np.uint8)) is None  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["openvino", "openvino bf16", "onnxruntime"])
+def test_the_bare_loop_is_part_of_the_engine(kind: str) -> None:
+    """As many runs as asked for; what the engine says does not change, and closed it says so."""
+    name, _, precision = kind.partition(" ")
+    if name not in installed_kinds() or (precision and not has_precision("openvino", "bf16")):
+        pytest.skip(f"{kind} is not here")
+    frames = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
+    engine = engine_for(convolution_model(8, 32), (32, 32), name, precision or "fp32", 1)  # type: ignore[arg-type]
+    assert isinstance(engine, HasBareLoop)
+    with engine:
+        before = engine.infer(frames)
+        ms = engine.bare_ms(frames, 5)
+        assert ms.shape == (5,) and (ms > 0).all()
+        after = engine.infer(frames)
+        for ours, theirs in zip(before, after, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+        engine.infer(frames[:1])
+        with pytest.raises(EngineError, match="frames are"):
+            engine.bare_ms(frames[:, :8], 1)
+    with pytest.raises(EngineError, match="not open"):
+        engine.bare_ms(frames, 1)
+
+
+# --- a GPU's limits ------------------------------------------------------------------------------------------------
+
+
+def test_a_gpus_peak_is_that_of_full_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiled for them, and timed without the ways to and from Python."""
+    memory = FakeMemory(has_graphs=True)
+    monkeypatch.setitem(sys.modules, "tensorrt", FakeTensorRt(memory))
+    settings: list[BuildSettings] = []
+
+    def compile_plan(name: str, model: bytes, *, settings: BuildSettings) -> tuple[bytes, bytes]:
+        asked.append(settings)
+        return plan_bytes((16, 16), max_batch=settings.max_batch), b""
+
+    asked = settings
+    monkeypatch.setattr("flawline_engines.tensorrt.compile_plan", compile_plan)
+    kwdefaults = {**TensorRtEngine.__init__.__kwdefaults__, "memory": lambda: memory}
+    monkeypatch.setattr(TensorRtEngine.__init__, "__kwdefaults__", kwdefaults)
+    assert peak_gflops("tensorrt", shapes=[(8, 16)], seconds=0.01) > 0
+    assert [each.max_batch for each in settings] == [GPU_PEAK_BATCH]
+    assert "launch" in memory.calls
+    memory.assert_clean()
+
+
+def test_a_gpus_copies_have_a_rate() -> None:
+    """And leave nothing, also when one fails."""
+    memory = FakeMemory()
+    rate = gpu_copy_gb_per_s(memory, mib=1, runs=3)
+    assert math.isfinite(rate) and rate > 0
+    memory.assert_clean()
+    memory.fail = ("duplicate", 0)
+    with pytest.raises(EngineError, match="duplicate fails"):
+        gpu_copy_gb_per_s(memory, mib=1, runs=3)
+    memory.assert_clean()
+
+
 # --- the command -----------------------------------------------------------------------------------------------------
 
 
@@ -281,6 +378,9 @@ ROW_KEYS = {
     "network_ms",
     "network_share_of_peak",
     "tail_share_of_network",
+    "bare_ms",
+    "python_ms",
+    "python_share",
 }
 DAEMON_KEYS = {
     "parts",
@@ -321,6 +421,10 @@ def test_json_of_the_engines(bundle: Path, capsys: pytest.CaptureFixture[str]) -
         assert row["bound_by"] in ("arithmetic", "memory")
         assert row["share_of_bound"] == pytest.approx(row["bound_ms"] / row["median_ms"])
         assert row["network_ms"] > 0 and math.isfinite(row["tail_share_of_network"])
+        assert (row["bare_ms"] is None) == (row["batch"] != 1)
+        if row["batch"] == 1:
+            assert row["bare_ms"] > 0
+            assert row["python_share"] == pytest.approx(row["python_ms"] / row["bare_ms"])
     weights = sum(array.nbytes for array in initializers(convolution_model(16, SIDE)))
     assert report["bytes"]["fp32"]["weights"] == weights
     assert report["bytes"]["fp32"]["picture"] == 10 * SIDE * SIDE + 4

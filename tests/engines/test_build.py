@@ -108,6 +108,19 @@ def test_what_was_built_serves(machine: Machine, path: Path, tmp_path: Path) -> 
     machine.memory.assert_clean()
 
 
+def test_the_plan_that_was_built_last_serves(machine: Machine, path: Path, tmp_path: Path) -> None:
+    """Whatever its largest batch; nothing is compiled for another one."""
+    machine.build(path, state_dir=tmp_path)
+    for max_batch in (1, 3):
+        machine.plan = plan_bytes(HW, max_batch=max_batch)
+        built = machine.build(path, state_dir=tmp_path, settings=BuildSettings(max_batch=max_batch))
+        os.utime(built.path.with_suffix(".json"), ns=(0, time.time_ns() + max_batch * 10**9))  # noqa: TID251 - a file's
+        with machine.engine(path, state_dir=tmp_path, compile_missing=False) as engine:
+            assert engine._runner.max_batch == max_batch
+            assert engine.infer(np.stack([level_picture(95)] * 4)).scores.tolist() == [5.0] * 4
+    assert machine.compiled == 3
+
+
 def test_a_second_build_begins_with_the_first_ones_measurements(machine: Machine, path: Path, tmp_path: Path) -> None:
     """TensorRT's timing cache is kept for the GPU."""
     machine.build(path, state_dir=tmp_path)
@@ -136,6 +149,20 @@ def test_a_plan_that_cannot_be_used_is_compiled_anew(
     with machine.engine(path, state_dir=tmp_path):
         assert machine.compiled == before + 1
     machine.memory.assert_clean()
+
+
+def test_a_plan_in_a_bundle_is_never_taken(machine: Machine, tmp_path: Path) -> None:
+    """It is machine code, and a bundle comes from elsewhere: only what was built here runs."""
+    entries, members = level_golden()
+    manifest = small_manifest(golden=entries)
+    manifest["calibration"]["threshold"] = THRESHOLD
+    path = tmp_path / "foreign.flawline"
+    path.write_bytes(
+        bundle_bytes(manifest, {MODEL: level_onnx(HW, level=LEVEL), **members, "model.plan": machine.plan})
+    )
+    with pytest.raises(MissingPlanError, match="no plan of this model is compiled"):
+        machine.engine(path, state_dir=tmp_path / "state", compile_missing=False).__enter__()
+    assert not (tmp_path / "state").exists() or not list((tmp_path / "state").rglob("*.plan"))
 
 
 def test_a_refused_plan_is_kept_and_never_served(
@@ -353,6 +380,7 @@ def test_the_command_without_a_gpu(path: Path, monkeypatch: pytest.MonkeyPatch) 
         ({"level": 6}, "--level is 6, expected 0 to 5"),
         ({"level": -1}, "--level is -1"),
         ({"workspace_mb": 1}, "--workspace-mb is 1, expected 16"),
+        ({"max_batch": 0}, "--max-batch is 0, expected 1 to 64"),
         ({"niceness": -5}, "--niceness is -5, expected 0 to 19"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import os
 import platform
 from typing import Any, ClassVar
 
@@ -160,6 +161,61 @@ def test_openvino_knows_its_precisions(model: bytes) -> None:
     """A precision that it has not is named with those it has."""
     with pytest.raises(EngineError, match="'int3'; expected fp32, bf16, fp16, int8"):
         OpenVinoEngine(model, HW, precision="int3")  # type: ignore[arg-type]
+
+
+def test_openvino_knows_its_hints(model: bytes) -> None:
+    with pytest.raises(EngineError, match="'fast'; expected latency, throughput"):
+        OpenVinoEngine(model, HW, hint="fast")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("requests", [1, 3])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_throughput_hint_changes_no_answer(
+    model: bytes, precision: Any, requests: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Frames that come together are spread over requests, more of them than there are, and each comes back in its place."""
+    if precision == "bf16" and not has_precision("openvino", "bf16"):
+        pytest.skip("this processor has no bf16")
+    monkeypatch.setattr(OpenVinoEngine, "_n_requests", lambda self, compiled: requests)
+    frames = some_frames(8)
+    engine = OpenVinoEngine(model, HW, precision=precision, threads=1, hint="throughput")
+    with engine:
+        together = engine.infer(frames)
+        alone = [engine.infer(frames[i : i + 1]) for i in range(8)]
+        for i, name in enumerate(together._fields):
+            np.testing.assert_array_equal(together[i], np.concatenate([each[i] for each in alone]), err_msg=name)
+        kept = [values.copy() for values in together]
+        engine.infer(frames[::-1])
+        for values, copied in zip(together, kept, strict=True):
+            np.testing.assert_array_equal(values, copied)
+        assert engine.bare_ms(frames[:1], 2).shape == (2,)
+    with pytest.raises(EngineError, match="not open"):
+        engine.infer(frames)
+
+
+def test_a_request_that_fails_leaves_none_running(model: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The frames are the caller's again when the error comes out; the next call works."""
+    monkeypatch.setattr(OpenVinoEngine, "_n_requests", lambda self, compiled: 3)
+    frames = some_frames(7)
+    with OpenVinoEngine(model, HW, threads=1, hint="throughput") as engine:
+        expected = engine.infer(frames).scores
+        second = engine._at_once[1]
+        with monkeypatch.context() as patch:
+            finished: list[int] = []
+
+            def fail() -> None:
+                type(second).finish(second)
+                raise RuntimeError("out of luck")
+
+            for number, request in enumerate(engine._at_once):
+                if request is not second:
+                    finish = request.finish
+                    patch.setattr(request, "finish", lambda n=number, f=finish: (finished.append(n), f())[1])
+            patch.setattr(second, "finish", fail)
+            with pytest.raises(EngineError, match="openvino failed: out of luck"):
+                engine.infer(frames)
+            assert finished == [0, 2, 0]
+        np.testing.assert_array_equal(engine.infer(frames).scores, expected)
 
 
 def test_bf16_on_openvino_is_near_or_refused(model: bytes) -> None:
@@ -330,14 +386,16 @@ class FakeSession:
 def test_backends_in_their_order(
     model: bytes, provider: Any, order: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With onnxruntime-gpu; CUDA without TF32. One that falls back to the CPU in silence is refused if it was named."""
+    """With onnxruntime-gpu; CUDA and TensorRT without TF32. One that falls back to the CPU in silence is refused if it was named."""
     import onnxruntime
 
     everything = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: everything)
     monkeypatch.setattr(onnxruntime, "InferenceSession", FakeSession)
+    monkeypatch.setattr(os, "environ", {name: value for name, value in os.environ.items() if "TF32" not in name})
     with OnnxRuntimeEngine(model, HW, provider=provider):
         assert [name if isinstance(name, str) else name[0] for name in FakeSession.asked] == order
+        assert (os.environ.get("NVIDIA_TF32_OVERRIDE") == "0") == (provider == "tensorrt")
         assert all(name[1] == {"use_tf32": "0"} for name in FakeSession.asked if not isinstance(name, str))
     monkeypatch.setattr(FakeSession, "starts", False)
     if provider in ("auto", "cpu"):

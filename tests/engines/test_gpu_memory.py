@@ -165,6 +165,10 @@ def fake_pycuda(books: Books, *, gpus: int = 1, integrated: bool = False) -> typ
         assert isinstance(stream, Stream)
         target[...] = books.live[source][: target.nbytes]
 
+    def memcpy_dtod_async(target: int, source: int, n_bytes: int, stream: Any) -> None:
+        assert isinstance(stream, Stream)
+        books.live[target][:n_bytes] = books.live[source][:n_bytes]
+
     offered: dict[str, Any] = {
         "Error": Error,
         "Context": Context,
@@ -176,6 +180,7 @@ def fake_pycuda(books: Books, *, gpus: int = 1, integrated: bool = False) -> typ
         "pagelocked_empty": pagelocked_empty,
         "memcpy_htod_async": memcpy_htod_async,
         "memcpy_dtoh_async": memcpy_dtoh_async,
+        "memcpy_dtod_async": memcpy_dtod_async,
         "device_attribute": types.SimpleNamespace(INTEGRATED="INTEGRATED"),
         "host_alloc_flags": types.SimpleNamespace(DEVICEMAP=2),
         "event_flags": types.SimpleNamespace(DISABLE_TIMING=2),
@@ -221,7 +226,7 @@ def fake_cuda(books: Books, *, gpus: int = 1, integrated: bool = False, driver: 
         return (good,)
 
     def copy(target: int, source: int, n_bytes: int, kind: str, stream: int) -> tuple[Any, ...]:
-        assert kind in ("H2D", "D2H") and stream in books.live
+        assert kind in ("H2D", "D2H", "D2D") and stream in books.live
 
         def work() -> None:
             books.live[target][:n_bytes] = books.live[source][:n_bytes]
@@ -247,6 +252,10 @@ def fake_cuda(books: Books, *, gpus: int = 1, integrated: bool = False, driver: 
     def launch(graph: int, stream: int) -> tuple[Any, ...]:
         for work in books.live[graph]:
             work()
+        return (good,)
+
+    def reset() -> tuple[Any, ...]:
+        books.live.clear()
         return (good,)
 
     cuda = types.ModuleType("cuda.bindings.runtime")
@@ -275,7 +284,10 @@ def fake_cuda(books: Books, *, gpus: int = 1, integrated: bool = False, driver: 
         "cudaEventSynchronize": lambda event: (good,),
         "cudaEventDestroy": free,
         "cudaMemcpyAsync": copy,
-        "cudaMemcpyKind": types.SimpleNamespace(cudaMemcpyHostToDevice="H2D", cudaMemcpyDeviceToHost="D2H"),
+        "cudaMemcpyKind": types.SimpleNamespace(
+            cudaMemcpyHostToDevice="H2D", cudaMemcpyDeviceToHost="D2H", cudaMemcpyDeviceToDevice="D2D"
+        ),
+        "cudaDeviceReset": reset,
         "cudaStreamBeginCapture": begin,
         "cudaStreamEndCapture": end,
         "cudaStreamCaptureMode": types.SimpleNamespace(cudaStreamCaptureModeThreadLocal="thread local"),
@@ -321,22 +333,51 @@ def test_what_is_copied_arrives_and_what_is_made_is_freed(
         assert stream.number > 0
         given, back = memory.host(64, mapped=integrated), memory.host(64, mapped=integrated)
         assert (given.pointer != 0) == integrated and given.array.shape == (64,)
-        device = memory.device(64)
+        device, other = memory.device(64), memory.device(64)
         given.array[:] = np.arange(64)
         memory.upload(device, given, 48, stream)
         memory.record(event, stream)
         memory.wait(stream, event)
-        memory.download(back, device, 32, stream)
+        memory.duplicate(other, device, 48, stream)
+        memory.download(back, other, 32, stream)
         memory.synchronize(stream)
         memory.synchronize(event)
         assert back.array.tolist() == [*range(32), *[0] * 32]
-        for thing in (device, given, back, event, stream):
+        for thing in (device, other, given, back, event, stream):
             memory.free(thing)
 
     thread.run(work)
     thread.stop()
     thread.stop()
     assert not books.live and not any(books.stack.values())
+
+
+@pytest.mark.parametrize("kind", MAKE)
+def test_a_lost_context_is_made_anew(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """What was made in it is gone with it, and the same GPU can be taken again; a driver that refuses is quoted."""
+    books = Books()
+    status = 0
+
+    def reset(device: int) -> int:
+        assert device == 0
+        books.live.clear()
+        return status
+
+    driver = types.SimpleNamespace(cuDevicePrimaryCtxReset_v2=reset)
+    memory = MAKE[kind](monkeypatch, books)
+    monkeypatch.setattr("flawline_engines.gpu_pycuda.ctypes.CDLL", lambda name: driver)
+    thread = GpuThread(memory)
+    thread.start()
+    thread.run(lambda: memory.device(8))
+    thread.give_up()
+    assert not books.live
+    thread.start()
+    thread.run(lambda: memory.free(memory.device(8)))
+    status = 999
+    if kind == "pycuda":
+        with pytest.raises(EngineError, match=r"cannot be made anew \(CUDA error 999\)"):
+            thread.give_up()
+    thread.stop()
 
 
 @pytest.mark.parametrize("kind", MAKE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import fields, replace
@@ -135,6 +136,28 @@ def test_damage_is_refused_and_compiled_anew(store: PlanStore, name: str) -> Non
     if "folder" not in name:
         store.save(KEY, PLAN, PARITY)
         assert store.load(KEY).plan == PLAN
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_damage_hides_no_other_plan(store: PlanStore, name: str) -> None:
+    """Of plans for other batches the newest that can be read is the one; what it is damaged by is said when it is loaded."""
+    other = replace(KEY, shapes=KEY.shapes.replace("16x", "4x"))
+    assert other != KEY
+    store.save(other, b"another", PARITY)
+    damage, _ = DAMAGE[name]
+    damage(store.path(KEY), store.path(KEY).with_suffix(".json"))
+    os.utime(store.path(other).with_suffix(".json"), ns=(0, 4 * 10**18))
+    assert store.newest(KEY).plan == b"another"
+
+
+def test_the_newest_is_of_the_same_model_and_frame(store: PlanStore) -> None:
+    """Only the largest batch may differ; where there is none, it is as if this one had been asked for."""
+    store.save(replace(KEY, shapes="1-1-4x16x16x3"), b"smaller frames", PARITY)
+    store.save(replace(KEY, shapes=KEY.shapes.replace("16x", "4x"), gpu="Thor"), b"another GPU", PARITY)
+    assert store.newest(KEY).plan == PLAN
+    assert store.newest(replace(KEY, gpu="Thor")).plan == b"another GPU"
+    with pytest.raises(MissingPlanError, match="compiled for Ada yet"):
+        store.newest(replace(KEY, gpu="Ada"))
 
 
 def test_a_power_cut_between_plan_and_sidecar(store: PlanStore, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from flawline_edge.demo_command import DEMO_BUNDLE
+from flawline_engines.bench import GPU_PEAK_BATCH, GPU_PEAK_SHAPES
+from flawline_engines.onnx_file import convolution_model
 from flawline_engines.tensorrt import (
     BuildProgress,
     BuildSettings,
@@ -132,6 +134,27 @@ def test_shipped_bundle_compiles(trt: ModuleType, unavailable: Callable[[str], N
     plan, _ = compile_plan("tensorrt_rtx", bundle.member(MODEL), settings=QUICK)
     assert len(plan) > 1000
     assert_contract(trt, bundle.member(MODEL), (bundle.frame.height, bundle.frame.width))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_what_measures_a_gpus_peak_compiles(trt: ModuleType, precision: Any) -> None:
+    """Convolutions alone, for as many frames as fill a GPU."""
+    channels, side = GPU_PEAK_SHAPES[0]
+    model = convolution_model(channels, side, precision)
+    settings = BuildSettings(level=0, max_batch=GPU_PEAK_BATCH)
+    assert len(compile_plan("tensorrt_rtx", model, settings=settings)[0]) > 1000
+    assert_contract(trt, model, (side, side))
+
+
+def test_a_limit_of_memory_that_is_too_low(trt: ModuleType) -> None:
+    """RTX counts all that a batch's layers hand on. Without a limit it compiles; with one the sentence says what to give."""
+    channels, side = GPU_PEAK_SHAPES[0]
+    model = convolution_model(channels, 2 * side)
+    settings = BuildSettings(level=0, max_batch=64)
+    assert settings.workspace_bytes is None and compile_plan("tensorrt_rtx", model, settings=settings)[0]
+    tight = BuildSettings(workspace_bytes=16 << 20, level=0, max_batch=64)
+    with pytest.raises(EngineError, match=r"OutOfMemory.*; give it more with --workspace-mb, or fewer frames"):
+        compile_plan("tensorrt_rtx", model, settings=tight)
 
 
 def test_progress_moves_forward(trt: ModuleType, small_graph: Any) -> None:

@@ -171,5 +171,4 @@ def test_what_only_some_releases_have_is_not_used(pattern: str) -> None:
         line.partition("#")[0] for file in FILES for line in (PACKAGE / file).read_text(encoding="utf-8").splitlines()
     )
     code = code.replace("create_network(0 if strongly_typed", "create_network(flags if strongly_typed")
-    code = re.sub(r"workspace_bytes: int = 1 << 30", "", code)
     assert re.findall(pattern, code) == []

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import itertools
 import logging
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from tests.engines import gpu_stand_ins
 from tests.engines.gpu_stand_ins import GPU, JETSON, FakeMemory, FakeTensorRt, answers, plan_bytes
 from tests.engines.tensorrt_surfaces import surface_from_package
 
 from flawline_engines.gpu_memory import Gpu
-from flawline_engines.tensorrt_runner import TensorRtEngine
+from flawline_engines.tensorrt_runner import RETRY_S, TensorRtEngine
 from flawline_inspect.errors import EngineError
 
 HW = (16, 32)
@@ -66,6 +69,17 @@ def assert_answers(found: tuple[NDArray[np.generic], ...], frames: NDArray[np.ui
     for values, expected in zip(found, answers(frames).values(), strict=True):
         assert values.dtype == expected.dtype
         np.testing.assert_array_equal(values, expected)
+
+
+def test_the_bare_loop_is_the_runtimes_own(bench: Bench) -> None:
+    """As many times as asked for, on frames that stay where they are; `infer` goes on as before."""
+    with bench.engine() as engine:
+        ms = engine.bare_ms(frames_of(2), 7)
+        assert ms.shape == (7,) and (ms > 0).all()
+        assert bench.memory.calls.count("execute_async_v3") + bench.memory.calls.count("launch") >= 7
+        assert_answers(engine.infer(frames_of(1)), frames_of(1))
+        with pytest.raises(EngineError, match="has 5 frames, this plan takes 4 at most"):
+            engine.bare_ms(frames_of(5), 1)
 
 
 # --- answers ---------------------------------------------------------------------------------------------------------
@@ -233,6 +247,81 @@ def test_batches_that_fail_leave_the_engine_closable(card: Bench, step: str) -> 
         card.memory.fail = None
         assert_answers(engine.infer(frames_of(1)), frames_of(1))
     card.assert_clean()
+
+
+# --- a GPU that fails for good ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("can_enter", [True, False], ids=["entered", "not entered"])
+def test_a_destroyed_context_costs_the_part_that_meets_it(
+    bench: Bench, can_enter: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The part that finds it is an error, the next one is judged in a new context, and says what it said before."""
+    bench.memory.can_enter_lost = can_enter
+    with bench.engine() as engine:
+        for seed in range(4):
+            assert_answers(engine.infer(frames_of(1, seed)), frames_of(1, seed))
+        bench.memory.is_lost = True
+        with pytest.raises(EngineError, match="the context is destroyed"):
+            engine.infer(frames_of(1))
+        for n in (1, 1, 1, 4, 9):
+            assert_answers(engine.infer(frames_of(n, n)), frames_of(n, n))
+        assert (bench.memory.calls.count("reset"), bench.memory.opened) == (1, 2)
+    assert "the GPU is back" in caplog.text
+
+
+def test_a_gpu_that_stays_away_is_tried_now_and_then(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts meanwhile are errors at once; it is used again when it is back."""
+    now = [1000.0]
+    monkeypatch.setattr("flawline_engines.tensorrt_runner.time", SimpleNamespace(monotonic=lambda: now[0]))
+    with bench.engine() as engine:
+        engine.infer(frames_of(1))
+        bench.memory.is_lost = True
+        with pytest.raises(EngineError, match="the context is destroyed"):
+            engine.infer(frames_of(1))
+        bench.memory.fail = ("deserialize_cuda_engine", 0)
+        with pytest.raises(EngineError, match="deserialize_cuda_engine fails"):
+            engine.infer(frames_of(1))
+        opened = bench.memory.opened
+        for _ in range(3):
+            with pytest.raises(EngineError, match="has failed and is not back; it is tried again every 5 s"):
+                engine.infer(frames_of(1))
+        assert bench.memory.opened == opened
+        now[0] += RETRY_S
+        bench.memory.fail = None
+        assert_answers(engine.infer(frames_of(1)), frames_of(1))
+    with pytest.raises(EngineError, match="not open"):
+        engine.infer(frames_of(1))
+
+
+def test_a_gpu_that_comes_back_with_other_answers_is_refused(card: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody proves it anew with golden pictures, so what it said first is what it has to say."""
+    with card.engine() as engine:
+        engine.infer(frames_of(1))
+        card.memory.is_lost = True
+        with pytest.raises(EngineError, match="destroyed"):
+            engine.infer(frames_of(2))
+        with monkeypatch.context() as patch:
+            patch.setattr(gpu_stand_ins, "answers", lambda frames: answers(255 - frames))
+            with pytest.raises(EngineError, match=r"is back and scores \d+\.\d+ what it scored \d+\.\d+ before"):
+                engine.infer(frames_of(1))
+        monkeypatch.setattr("flawline_engines.tensorrt_runner.RETRY_S", 0)
+    card.assert_clean()
+
+
+def test_a_lost_gpu_that_is_left_leaves_nothing(bench: Bench) -> None:
+    """Closing complains and ends."""
+    engine = bench.engine()
+    engine.__enter__()
+    engine.infer(frames_of(1))
+    bench.memory.is_lost = True
+    with pytest.raises(EngineError):
+        engine.infer(frames_of(1))
+    with contextlib.suppress(EngineError):
+        engine.__exit__(None, None, None)
+    assert not bench.memory.is_open
+    bench.memory.is_lost = False
+    bench.memory.live.clear()
 
 
 def test_an_execution_that_says_no(card: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

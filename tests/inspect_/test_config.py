@@ -100,6 +100,7 @@ def test_defaults() -> None:
             "kind": "auto",
             "precision": "fp32",
             "provider": "auto",
+            "hint": "latency",
             "threads": 0,
             "url": None,
             "timeout_ms": 1000.0,
@@ -179,7 +180,8 @@ def test_paths_do_not_depend_on_where_the_program_starts(tmp_path: Path, monkeyp
         ),
         pytest.param(
             top(engine={"zzz": 1}),
-            'engine: unknown key "zzz"; the keys here are kind, url, timeout_ms, precision, provider, threads, max_batch, batch_window_ms',
+            'engine: unknown key "zzz"; the keys here are kind, url, timeout_ms, precision, provider, hint, threads, max_batch, '
+            "batch_window_ms",
             id="nothing near",
         ),
         pytest.param(top(mqtt={"password": "x"}), 'mqtt: unknown key "password"; ', id="a secret"),

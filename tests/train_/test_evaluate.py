@@ -19,7 +19,7 @@ from tests.train_.parts import level_onnx, write
 
 from flawline_engines import open_engine
 from flawline_inspect.bundle import MODEL, Bundle, bundle_bytes
-from flawline_inspect.errors import InputError
+from flawline_inspect.errors import EngineError, InputError
 from flawline_train.eval_command import eval_command
 from flawline_train.evaluate import Evaluation, Judged, _auroc_interval, _pixel_metrics, evaluate
 
@@ -437,3 +437,16 @@ def test_plans_lie_in_the_state_directory(dataset: Path, tmp_path: Path, monkeyp
     path.write_bytes(bundle_bytes(small_manifest(golden=[]), {MODEL: level_onnx((SIDE, SIDE), gain=GAIN)}))
     eval_command(path, dataset, engine="onnxruntime", json=True, state_dir=tmp_path / "state")
     assert asked == [tmp_path / "state"]
+
+
+def test_another_precision_is_measured_with_its_own_graph(dataset: Path, tmp_path: Path) -> None:
+    """At the same threshold; one that the bundle lacks is named with what adds it."""
+    members = {MODEL: level_onnx((SIDE, SIDE), gain=GAIN), "model.int8.onnx": level_onnx((SIDE, SIDE), gain=2 * GAIN)}
+    manifest = small_manifest(golden=[])
+    manifest["calibration"] = {**manifest["calibration"], "threshold": 12.05}
+    made = Bundle(bundle_bytes(manifest, members), "level.flawline")
+    fp32, int8 = (evaluate(made, dataset, engine="onnxruntime", precision=name) for name in ("fp32", "int8"))  # type: ignore[arg-type]
+    assert fp32.threshold == int8.threshold and fp32.image_auroc == pytest.approx(int8.image_auroc)
+    assert int8.escape_rate < fp32.escape_rate and int8.false_reject_rate > fp32.false_reject_rate
+    with pytest.raises(EngineError, match="flawline quantize"):
+        evaluate(made, dataset, precision="fp16")

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from flawline_engines import EngineKind
+from flawline_engines import EngineKind, Precision
 from flawline_inspect.bundle import Bundle
 from flawline_train.evaluate import Evaluation, evaluate
 
@@ -23,6 +23,7 @@ def eval_command(
     *,
     json: bool = False,
     engine: EngineKind = "auto",
+    precision: Precision = "fp32",
     threads: int = 0,
     state_dir: Path | None = None,
 ) -> None:
@@ -38,6 +39,8 @@ def eval_command(
         Print one JSON object.
     engine
         auto, tensorrt, tensorrt_rtx, openvino or onnxruntime.
+    precision
+        fp32, fp16 or int8 (see `flawline quantize`), or bf16 (OpenVINO only).
     threads
         0 leaves their number to the engine.
     state_dir
@@ -51,6 +54,7 @@ def eval_command(
             opened,
             dataset,
             engine=engine,
+            precision=precision,
             threads=threads,
             state_dir=state_dir,
             on_progress=lambda done, of: progress.update(task, completed=done, total=of),

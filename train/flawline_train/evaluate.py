@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from flawline_engines import EngineKind, open_engine
+from flawline_engines import EngineKind, Precision, open_engine
 from flawline_inspect.bundle import Bundle
 from flawline_inspect.decision import DecisionRule
 from flawline_inspect.errors import HealthError, InputError, PictureError
@@ -109,6 +109,7 @@ def evaluate(
     dataset: Path | str,
     *,
     engine: EngineKind = "auto",
+    precision: Precision = "fp32",
     threads: int = 0,
     state_dir: Path | None = None,
     on_progress: Callable[[int, int], None] | None = None,
@@ -132,7 +133,7 @@ def evaluate(
     heatmaps: list[NDArray[np.float32]] = []
     masks: list[NDArray[np.uint8]] = []
     skipped: list[str] = []
-    with open_engine(bundle, engine, threads=threads, state_dir=state_dir) as runner:
+    with open_engine(bundle, engine, precision=precision, threads=threads, state_dir=state_dir) as runner:
         for done, sample in enumerate(samples, 1):
             try:
                 frame, placement = bundle.fit(read_picture(sample.path))
