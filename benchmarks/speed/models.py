@@ -19,7 +19,7 @@ from flawline_inspect.bundle import MODEL, save_bundle
 from flawline_inspect.calibration import GoodSpread
 from flawline_inspect.frame import Placement
 from flawline_train.autoencoders.methods import build
-from flawline_train.graph import ERROR_CHANNELS, ErrorMap, InspectionGraph, onnx_from_graph, reconstruct
+from flawline_train.graph import CELL, ERROR_CHANNELS, ErrorMap, InspectionGraph, onnx_from_graph, reconstruct
 from flawline_train.light import Light
 from flawline_train.options import PRESETS
 from flawline_train.precision import half_model, quantizable_model
@@ -56,12 +56,12 @@ def inspection_graph(preset: str, size: int) -> InspectionGraph:
         has_coarse = reconstruct(network, x[:1]).coarse is not None
     every = tuple(name for name in ERROR_CHANNELS if has_coarse or name != "coarse")
     channels = network.error_channels or every
+    hw, cells = (size, size), (size // CELL, size // CELL)
     good = GoodSpread(
-        mean=random.uniform(0.05, 0.3, (size, size)).astype(np.float32),
-        spread=random.uniform(0.05, 0.2, (size, size)).astype(np.float32),
+        mean=random.uniform(0.05, 0.3, cells).astype(np.float32),
+        spread=random.uniform(0.05, 0.2, cells).astype(np.float32),
     )
-    placement = Placement((size, size), (0, 0, size, size), (0, 0, size, size))
-    hw = (size, size)
+    placement = Placement(hw, (0, 0, size, size), (0, 0, size, size))
     return InspectionGraph(network, ErrorMap(hw, channels), good, placement, Light(hw)).eval()
 
 
