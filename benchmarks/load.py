@@ -127,7 +127,7 @@ def main() -> int:
     rows = []
     with (
         tempfile.TemporaryDirectory(prefix="flawline-load-", dir="/var/tmp") as folder,
-        mosquitto(Path(folder)) as broker,
+        mosquitto() as broker,
     ):
         for cameras in [int(each) for each in given.cameras.split(",")]:
             below = Path(folder) / f"{cameras}"

@@ -31,7 +31,7 @@ from flawline_inspect.errors import BrokerError
 if TYPE_CHECKING:
     from flawline_inspect.config import TlsConfig
 
-__all__ = ["Access", "Connection", "Owner", "tls_context"]
+__all__ = ["Access", "Connection", "Owner", "at_once", "tls_context"]
 
 _log = logging.getLogger(__name__)
 
@@ -64,6 +64,13 @@ class Access:
     username: str | None
     password: str | None = field(repr=False)
     tls: ssl.SSLContext | None
+
+
+def at_once(opened: Any) -> None:
+    """Send small messages when they are written. TCP would hold each back until the one before is acknowledged, which the other
+    side does after 40 ms (Nagle's algorithm, RFC 896, and delayed acknowledgements, RFC 1122 4.2.3.2)."""
+    with contextlib.suppress(OSError, AttributeError):  # not TCP, such as a socket in the file system
+        opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 class Owner(Protocol):
@@ -140,6 +147,7 @@ class Connection:
             client.username_pw_set(self._access.username, self._access.password)
         if self._access.tls is not None:
             client.tls_set_context(self._access.tls)
+        client.on_socket_open = lambda _client, _data, opened: at_once(opened)
         client.on_connect = self._on_connect
         client.on_disconnect = self._on_disconnect
         client.on_publish = self._on_publish

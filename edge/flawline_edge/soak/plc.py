@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from paho.mqtt.client import Client, MQTTMessage
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
 
+from flawline_edge.connection import at_once
 from flawline_edge.soak.ledger import Ledger
 from flawline_inspect.errors import BrokerError, InputError
 from flawline_inspect.verdict import Verdict
@@ -62,6 +63,7 @@ class Plc:
             self._client.username_pw_set(username, password)
         if tls is not None:
             self._client.tls_set_context(tls)
+        self._client.on_socket_open = lambda _client, _data, opened: at_once(opened)
         topics = ("state", "alarm/+", "history", "verdict", "+/verdict", "ack/trigger", "+/ack/trigger")
         wanted = [(f"{root}/{topic}", 1) for topic in topics]
         self._client.on_connect = lambda client, *_: client.subscribe(wanted)
