@@ -7,6 +7,7 @@ to be connected, and its queue that is full.
 from __future__ import annotations
 
 import json
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -98,6 +99,19 @@ def test_paho_itself_delivers_an_old_verdict_as_new(broker: Mosquitto, listen: A
         assert stale.expiry_s == 2
         client.disconnect()
         client.loop_stop()
+
+
+def test_a_small_message_waits_for_no_other(broker: Mosquitto, station: Any) -> None:
+    """paho leaves Nagle's algorithm on, which holds each message back until the one before is acknowledged: up to 40 ms."""
+    plain = Client(CallbackAPIVersion.VERSION2)
+    plain.connect("127.0.0.1", broker.port)
+    connection = at_rest(station(broker.port)).connection
+    assert connection is not None
+    ours, trap = (each.socket() for each in (connection._client, plain))
+    assert ours is not None and trap is not None
+    assert ours.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) != 0
+    assert trap.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 0
+    plain.disconnect()
 
 
 def test_a_stale_verdict_never_looks_new(
