@@ -24,7 +24,7 @@ from flawline_engines.engine import FirstThatWorks
 from flawline_engines.shared import TOGETHER
 from flawline_inspect.bundle import Bundle
 from flawline_inspect.config import EngineConfig, RecipeConfig
-from flawline_inspect.decision import Decision, DecisionRule
+from flawline_inspect.decision import Decision
 from flawline_inspect.frame import Placement, Roi
 
 __all__ = ["Inspector", "Judgement"]
@@ -71,7 +71,7 @@ class Inspector:
     ) -> None:
         self.number = number
         self.bundle = Bundle.open(recipe.bundle, public_key=public_key)
-        self.rule = DecisionRule(recipe.threshold or self.bundle.threshold, recipe.review_band)
+        self.rule = recipe.decision_rule(recipe.threshold or self.bundle.threshold)
         self._roi, self._state_dir, self._on_switch = roi, state_dir, on_switch
         make = partial(
             open_engine,
@@ -146,7 +146,7 @@ class Inspector:
             self._note_aspect(placement)
         inference = self._engine.infer(frame[None])
         inferred = time.perf_counter()
-        decision = self.rule.decide(inference.scores[0], inference.heatmaps[0])
+        decision = self.rule.decide(inference.scores[0], inference.heatmaps[0], placement)
         decided = time.perf_counter()
         return Judgement(
             decision,

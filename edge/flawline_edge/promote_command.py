@@ -61,10 +61,9 @@ def promote(bundle: Path, /, *, recipe: int | None = None, config: Path = Path("
             f"{loaded.state_dir}: cannot be written ({exc.strerror}); is it the station's state_dir?"
         ) from exc
     status = _station(loaded)
-    if status is None:
+    if status is None or not _is_told(status):
         console.print(f"recipe {number} will serve {opened.model_id} when the station starts", markup=False)
         return EXIT_DONE
-    os.kill(status.pid, signal.SIGHUP)  # re-reads the configuration, and what was promoted
     if status.recipe != number:
         console.print(f"recipe {number} will serve {opened.model_id} when it is chosen", markup=False)
         return EXIT_DONE
@@ -84,6 +83,15 @@ def _station(config: Config) -> Status | None:
     except StatusError:
         return None
     return None if status.state == "stopped" else status
+
+
+def _is_told(status: Status) -> bool:
+    """Whether it re-reads the configuration, and what was promoted; one that was killed a moment ago looks alive still."""
+    try:
+        os.kill(status.pid, signal.SIGHUP)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def _is_served(config: Config, model_id: str) -> bool:

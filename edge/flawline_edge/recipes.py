@@ -64,7 +64,7 @@ class Recipes:
                     "recipe %d: the threshold %g that was set at run time is ignored, expected %g to %g for %s",
                     number, changed, low, high, bundle.model_id,
                 )  # fmt: skip
-        return DecisionRule(threshold, recipe.review_band)
+        return recipe.decision_rule(threshold)
 
     def inspector(self, camera: CameraConfig, number: int, on_switch: Callable[[], None]) -> Inspector:
         """Not yet entered. Raises `BundleError` and `EngineError`."""

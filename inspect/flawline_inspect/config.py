@@ -32,6 +32,7 @@ from pydantic_core import CoreSchema, PydanticCustomError
 
 from flawline_inspect.decision import DecisionRule
 from flawline_inspect.errors import ConfigError
+from flawline_inspect.regions import RegionRule
 
 __all__ = ["Config", "config_schema", "doubts", "load_config", "mqtt_password", "parse_config"]
 
@@ -228,11 +229,37 @@ class CameraConfig(_Section):
         return roi
 
 
+class RegionsConfig(_Section):
+    level: float | None = _key(
+        "how far above the good parts' own spread the heatmap of a region lies; null is the threshold in force",
+        default=None,
+        gt=0,
+    )
+    min_area_px: int = _key("smaller regions do not count", default=1, ge=1, unit="camera pixels")
+    ignore: FilePath | None = _key(
+        "a picture of the camera's size; what is not black in it never counts, such as a logo or a rim", default=None
+    )
+
+    @model_validator(mode="after")
+    def _says_something(self) -> RegionsConfig:
+        if self.level is None and self.min_area_px == 1 and self.ignore is None:
+            raise ValueError("says nothing: give level, min_area_px or ignore, or leave regions out")
+        return self
+
+    def rule(self) -> RegionRule:
+        """Raises `InputError` where the mask cannot be read."""
+        return RegionRule.of(self.level, self.min_area_px, self.ignore)
+
+
 class RecipeConfig(_Section):
     bundle: FilePath = _key("a .flawline file")
     threshold: float | None = _key("null takes the bundle's; higher rejects less", default=None, gt=0)
     review_band: tuple[float, float] | None = _key(
         "factors of the threshold between which a part is NotDecidable `review`; null switches it off",
+        default=None,
+    )
+    regions: RegionsConfig | None = _key(
+        "a part above the threshold is OK all the same where none of its regions counts; null lets every one count",
         default=None,
     )
 
@@ -246,6 +273,10 @@ class RecipeConfig(_Section):
     def _band_is_one(cls, band: tuple[float, float] | None) -> tuple[float, float] | None:
         DecisionRule(1.0, band)
         return band
+
+    def decision_rule(self, threshold: float) -> DecisionRule:
+        """With this recipe's band and area rule. Raises `InputError` where the rule's mask cannot be read."""
+        return DecisionRule(threshold, self.review_band, None if self.regions is None else self.regions.rule())
 
     @classmethod
     def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:

@@ -34,6 +34,10 @@ def check(file: Path = DEFAULT_CONFIG, /) -> int:
             Bundle.open(recipe.bundle, public_key=config.security.public_key)
         except BundleError as exc:
             raise BundleError(f"{file}: recipes.{number}: {exc}") from exc
+        try:
+            recipe.decision_rule(1.0)
+        except InputError as exc:
+            raise InputError(f"{file}: recipes.{number}.regions.ignore: {exc}") from exc
     print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, default_flow_style=None), end="")
     for line in load_overrides(config.state_dir).lines(config):
         print(f"# changed at run time ({config.state_dir}): {line}")

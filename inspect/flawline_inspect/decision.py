@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flawline_inspect.errors import InputError
+from flawline_inspect.frame import Placement
+from flawline_inspect.regions import RegionRule
 from flawline_inspect.verdict import Reason, Result
 
 __all__ = ["Decision", "DecisionRule"]
@@ -36,11 +38,12 @@ class DecisionRule:
     """The threshold and what surrounds it.
 
     `review_band`: two factors of the threshold, low < 1 < high or equal to it; a score above low x threshold and
-    up to high x threshold is NotDecidable `review`. None switches it off.
+    up to high x threshold is NotDecidable `review`. None switches it off. `regions`: the area rule, which may lower a NotOK to OK.
     """
 
     threshold: float
     review_band: tuple[float, float] | None = None
+    regions: RegionRule | None = None
 
     def __post_init__(self) -> None:
         if not abs(self.threshold) <= float(np.finfo(np.float32).max):  # NaN too
@@ -50,8 +53,11 @@ class DecisionRule:
             if not 0 < low <= 1 <= high or low == high:
                 raise InputError(f"review_band is [{low}, {high}], expected factors with 0 < low <= 1 <= high")
 
-    def decide(self, score: float | np.floating, heatmap: NDArray[np.float32]) -> Decision:
-        """`heatmap` (H, W). A score equal to the threshold passes; a non-finite score or pixel is never a pass."""
+    def decide(
+        self, score: float | np.floating, heatmap: NDArray[np.float32], placement: Placement | None = None
+    ) -> Decision:
+        """`heatmap` (H, W). A score equal to the threshold passes; a non-finite score or pixel is never a pass. The area rule speaks of
+        camera pixels: without the frame's `placement` it is not applied."""
         value = np.float32(score)
         if not np.isfinite(value) or not np.isfinite(heatmap).all():
             return Decision.undefined(Reason.NOT_FINITE)
@@ -61,4 +67,11 @@ class DecisionRule:
             if low < value <= high:
                 return Decision(Result.NOT_DECIDABLE, Reason.REVIEW, float(value))
         result = Result.NOT_OK if value > threshold else Result.OK
+        if (
+            result is Result.NOT_OK
+            and self.regions is not None
+            and placement is not None
+            and self.regions.lowers(heatmap, placement, float(threshold))
+        ):
+            result = Result.OK
         return Decision(result, Reason.NONE, float(value))

@@ -69,6 +69,29 @@ def spoil(monkeypatch: pytest.MonkeyPatch, scores: Callable[[NDArray[np.float32]
 # --- judging -----------------------------------------------------------------------------------------------------
 
 
+def test_the_recipe_s_area_rule_is_applied(bundle: Path, tmp_path: Path) -> None:
+    """A part whose whole picture is hot, 48 x 48 camera pixels: too small a region, or one that the mask leaves out, is OK."""
+    mask = np.full((48, 48), 255, np.uint8)
+    cv2.imwrite(str(tmp_path / "all.png"), mask)
+    mask[20:24, 20:24] = 0
+    cv2.imwrite(str(tmp_path / "most.png"), mask)
+    for regions, result in (
+        ({"min_area_px": 48 * 48}, Result.NOT_OK),
+        ({"min_area_px": 48 * 48 + 1}, Result.OK),
+        ({"level": 7.0}, Result.OK),
+        ({"ignore": tmp_path / "all.png"}, Result.OK),
+        ({"ignore": tmp_path / "most.png"}, Result.NOT_OK),
+        ({"ignore": tmp_path / "most.png", "min_area_px": 17}, Result.OK),
+    ):
+        recipe = RecipeConfig.model_validate({"bundle": bundle, "regions": regions})
+        with Inspector(3, recipe, ORT, public_key=None) as opened:
+            decision = opened.judge(picture(BAD_LEVEL)).decision
+        assert (decision.result, decision.score) == (result, pytest.approx(6.0)), regions
+    recipe = RecipeConfig.model_validate({"bundle": bundle, "regions": {"ignore": tmp_path / "gone.png"}})
+    with pytest.raises(PictureError, match=r"gone\.png"):
+        Inspector(3, recipe, ORT, public_key=None)
+
+
 def test_a_picture_is_fitted_inferred_and_decided(bundle: Path) -> None:
     """Score, heatmap and expected picture are the graph's, and the durations are there."""
     with inspector(bundle) as opened:

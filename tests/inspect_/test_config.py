@@ -94,7 +94,9 @@ def test_defaults() -> None:
         ],
         "trigger": {"kind": "free", "max_rate": 20.0, "delay_ms": 0.0, "interval_ms": 1000.0},
         "deadline_ms": 200.0,
-        "recipes": {"1": {"bundle": "/stations/press7/part.flawline", "threshold": None, "review_band": None}},
+        "recipes": {
+            "1": {"bundle": "/stations/press7/part.flawline", "threshold": None, "review_band": None, "regions": None}
+        },
         "recipe": 1,
         "engine": {
             "kind": "auto",

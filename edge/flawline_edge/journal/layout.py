@@ -69,7 +69,8 @@ _FROM_VERSION_1 = (
 
 BUSY_S = 2.0
 """How long a write waits for another program that holds the file, such as the sqlite3 shell."""
-_CACHE_KIB = 8000
+_CACHE_KIB = 2000
+"""Full after minutes of a line, so that a station soon has the memory that it will have for months."""
 LOG_BYTES = 16 << 20
 """What the write-ahead log is cut back to, should it ever have been larger."""
 

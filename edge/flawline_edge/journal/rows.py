@@ -162,6 +162,11 @@ class Rows:
         if not oldest:
             return 0, 0
         self.connection.executemany("DELETE FROM records WHERE id = ?", [(row,) for row, _ in oldest])
+        if self.connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'labels'").fetchone():
+            self.connection.executemany(
+                "DELETE FROM labels WHERE boot = (SELECT boot FROM boots WHERE number = ?) AND seq = ?",
+                [(row >> SEQ_BITS, row & ((1 << SEQ_BITS) - 1)) for row, _ in oldest],
+            )
         evicted = (len(oldest), 0) if delivered else (0, len(oldest))
         self.connection.execute("UPDATE evicted SET delivered = delivered + ?, undelivered = undelivered + ?", evicted)
         return evicted
