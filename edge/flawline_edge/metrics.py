@@ -10,7 +10,7 @@ import logging
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from prometheus_client import (
@@ -25,6 +25,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoM
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from flawline_edge.journal.bounds import Evicted
 from flawline_edge.messages import StationState
 from flawline_edge.publisher import Counters
 from flawline_edge.verdict_path import Inspection
@@ -54,7 +55,8 @@ class CameraFigures:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """How a station is just now. `undelivered`: verdicts that no broker has acknowledged; None where the disk does not say."""
+    """How a station is just now. `undelivered`: verdicts that no broker has acknowledged; None where the disk does not say. `evicted`:
+    verdicts that were deleted to keep the journal's bounds."""
 
     state: StationState
     cameras: tuple[CameraFigures, ...]
@@ -64,6 +66,7 @@ class Figures:
     broker: Counters
     undelivered: int | None
     no_subscriber: bool | None
+    evicted: Evicted = field(default_factory=Evicted)
 
 
 class Metrics:
@@ -199,6 +202,12 @@ def _delivery(figures: Figures) -> Iterator[Metric]:
     if figures.undelivered is not None:
         yield _gauge("flawline_undelivered", "Verdicts that no broker has acknowledged yet", figures.undelivered)
     yield _counter("flawline_unjournaled", "Verdicts that the journal could not take", figures.unjournaled)
+    evicted = CounterMetricFamily(
+        "flawline_journal_evicted", "Verdicts deleted to keep the journal's bounds", labels=["delivered"]
+    )
+    evicted.add_metric(["yes"], figures.evicted.delivered)
+    evicted.add_metric(["no"], figures.evicted.undelivered)
+    yield evicted
     yield _counter("flawline_mqtt_reconnects", "Connections after the first", broker.reconnects)
     yield _counter("flawline_mqtt_published", "Verdicts acknowledged on the live topic", broker.published)
     yield _counter("flawline_mqtt_diverted", "Verdicts that were not and went to history", broker.undelivered)

@@ -275,6 +275,7 @@ class Station:
             broker=self._publisher.counters,
             undelivered=undelivered,
             no_subscriber=self._publisher.no_subscriber,
+            evicted=journal.evicted,
         )
 
     # --- what the PLC sees -----------------------------------------------------------------------------------------

@@ -114,6 +114,20 @@ def test_what_was_evicted_is_counted_for_good(path: Path) -> None:
         assert journal.evicted == first != Evicted()
 
 
+def test_a_label_goes_with_its_verdict(path: Path) -> None:
+    """Or labels of verdicts that are gone would fill the journal; those of the verdicts that stay, stay."""
+    now, day = wall_clock(), 86400.0
+    with Journal(path, FOR_EVER) as journal:
+        fill(journal, 1, 50, delivered=True, captured=now - 31 * day)
+        fill(journal, 51, 60, delivered=True, captured=now)
+        assert all(journal.label(BOOT, seq, "scratch", now).result(WAIT_S) for seq in range(1, 61))
+    with Journal(path, Bounds(max_bytes=1 << 40, max_age_s=30 * day)) as journal:
+        assert settled(journal) == Evicted(50, 0)
+    assert kept(path) == list(range(51, 61))
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        assert [seq for (seq,) in connection.execute("SELECT seq FROM labels ORDER BY seq")] == list(range(51, 61))
+
+
 def test_age_takes_what_was_delivered(path: Path) -> None:
     """Young ones stay, and undelivered ones whatever their age: somebody still waits for them."""
     now, day = wall_clock(), 86400.0

@@ -28,6 +28,7 @@ from tests.edge.stand_ins import (
 )
 
 from flawline_edge.broker import free_port
+from flawline_edge.journal.bounds import Evicted
 from flawline_edge.messages import StationState
 from flawline_edge.metrics import CameraFigures, Figures, Metrics
 from flawline_edge.metrics_server import MetricsServer
@@ -53,6 +54,7 @@ def figures() -> Figures:
         broker=Counters(published=100, undelivered=9, history=8, reconnects=2),
         undelivered=1,
         no_subscriber=False,
+        evicted=Evicted(delivered=7, undelivered=6),
     )
 
 
@@ -123,6 +125,8 @@ def test_the_rest_is_asked_for_when_it_is_read(tmp_path: Path) -> None:
     assert at(read, "flawline_camera_restarts_total", camera="side") == 0
     assert at(read, "flawline_lane_idle_seconds", camera="top") == 0.5
     assert at(read, "flawline_undelivered") == 1
+    assert at(read, "flawline_journal_evicted_total", delivered="yes") == 7
+    assert at(read, "flawline_journal_evicted_total", delivered="no") == 6
     assert at(read, "flawline_lane_restarts_total") == 5
     assert at(read, "flawline_unjournaled_total") == 4
     assert at(read, "flawline_mqtt_connected") == 1
