@@ -22,6 +22,7 @@ from flawline_edge.journal import Journal
 from flawline_edge.lane import Lane
 from flawline_edge.messages import Command, Reply
 from flawline_edge.requests import (
+    REMEMBER_S,
     Duplicates,
     LabelRequest,
     RateLimit,
@@ -106,9 +107,10 @@ class Commands:
         self._acknowledge = acknowledge
         self._status = status
         self._journal_required = journal_required
-        self._duplicates = Duplicates()
         self._triggers = {camera: RateLimit(*TRIGGERS) for camera in lanes}
         self._others, self._refusals = RateLimit(*OTHERS), RateLimit(*REFUSALS)
+        limits = [*self._triggers.values(), self._others]
+        self._duplicates = Duplicates(sum(limit.most_within(REMEMBER_S) for limit in limits))
         self._waiting: queue.Queue[_Task | None] = queue.Queue(_WAITING)
         self._is_open = False
         self._thread = threading.Thread(target=self._work, name="commands", daemon=True)

@@ -16,6 +16,7 @@ from flawline_inspect.errors import InputError
 from flawline_inspect.verdict import is_wire_id
 
 __all__ = [
+    "REMEMBER_S",
     "Duplicates",
     "LabelRequest",
     "PlainRequest",
@@ -33,8 +34,8 @@ _MAX_RECIPE = 65535
 _MAX_SEQ = 2**63 - 1  # what SQLite can look for
 _BOOT = re.compile(r"[0-9a-f]{8}\Z")
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,15}\Z")
-_REMEMBER_S = 60.0
-_REMEMBER_MANY = 4096
+REMEMBER_S = 60.0
+"""For how long the same id is a repetition."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,9 +170,13 @@ _REQUESTS: dict[str, Callable[[str, dict[str, Any]], Request]] = {
 
 
 class Duplicates:
-    """Remembers request ids for 60 s, 4096 of them at most: MQTT delivers at least once, a part is inspected once."""
+    """Remembers request ids for 60 s, `many` of them at most: MQTT delivers at least once, a part is inspected once.
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    `many` has to be what the rate limit before it lets through in 60 s, or the oldest are forgotten too early.
+    """
+
+    def __init__(self, many: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._many = many
         self._clock = clock
         self._seen: OrderedDict[str, float] = OrderedDict()
         self._lock = threading.Lock()
@@ -179,9 +184,7 @@ class Duplicates:
     def is_new(self, request_id: str) -> bool:
         now = self._clock()
         with self._lock:
-            while self._seen and (
-                len(self._seen) > _REMEMBER_MANY or now - next(iter(self._seen.values())) > _REMEMBER_S
-            ):
+            while self._seen and (len(self._seen) > self._many or now - next(iter(self._seen.values())) > REMEMBER_S):
                 self._seen.popitem(last=False)
             if request_id in self._seen:
                 return False
@@ -201,6 +204,10 @@ class RateLimit:
         self._per_s, self._burst, self._clock = per_s, burst, clock
         self._left, self._at = burst, clock()
         self._lock = threading.Lock()
+
+    def most_within(self, seconds: float) -> int:
+        """How many it lets through in any such time."""
+        return math.ceil(self._burst + self._per_s * seconds)
 
     def allows(self) -> bool:
         """Whether this one is within the limit; only then it counts."""

@@ -9,6 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from flawline_edge.requests import (
+    REMEMBER_S,
     Duplicates,
     LabelRequest,
     PlainRequest,
@@ -22,6 +23,8 @@ from flawline_edge.requests import (
 )
 from flawline_inspect.errors import InputError
 from flawline_inspect.verdict import is_wire_id
+
+MANY = 4096
 
 GOOD = {
     "all keys": (b'{"id":"17","trigger":"T-00918","part":"SN12345"}', TriggerRequest("17", "T-00918", "SN12345")),
@@ -231,7 +234,7 @@ def clock() -> Clock:
 
 def test_an_id_is_new_once_within_a_minute(clock: Clock) -> None:
     """Seen again up to 60 s later it is a duplicate, and being asked again does not lengthen that."""
-    duplicates = Duplicates(clock)
+    duplicates = Duplicates(MANY, clock)
     assert duplicates.is_new("a")
     for later, expected in ((0.0, False), (30.0, False), (59.9, False), (60.0, False), (60.1, True), (61.0, False)):
         clock.now = 1000.0 + later
@@ -240,7 +243,7 @@ def test_an_id_is_new_once_within_a_minute(clock: Clock) -> None:
 
 def test_ids_do_not_disturb_each_other(clock: Clock) -> None:
     """Each has its own minute."""
-    duplicates = Duplicates(clock)
+    duplicates = Duplicates(MANY, clock)
     for second in range(100):
         clock.now = 1000.0 + second
         assert duplicates.is_new(f"id{second}")
@@ -250,18 +253,32 @@ def test_ids_do_not_disturb_each_other(clock: Clock) -> None:
 
 
 def test_memory_is_bounded(clock: Clock) -> None:
-    """However many come at once, the newest 4096 are remembered and the rest are let go."""
-    duplicates = Duplicates(clock)
+    """However many come at once, only so many of the newest are remembered, and the rest are let go."""
+    duplicates = Duplicates(MANY, clock)
     for n in range(20_000):
         assert duplicates.is_new(f"id{n}")
-    assert len(duplicates._seen) <= 4097  # the newest one comes on top
-    assert not any(duplicates.is_new(f"id{n}") for n in range(19_999, 20_000 - 4096, -1))
+    assert len(duplicates._seen) <= MANY + 1  # the newest one comes on top
+    assert not any(duplicates.is_new(f"id{n}") for n in range(19_999, 20_000 - MANY, -1))
     assert duplicates.is_new("id0")
+
+
+def test_at_the_highest_rate_too_an_id_is_remembered_for_a_minute(clock: Clock) -> None:
+    """As many are remembered as the rate limit lets through in that time, its burst included."""
+    limit = RateLimit(500.0, 500.0, clock)
+    duplicates = Duplicates(limit.most_within(REMEMBER_S), clock)
+    accepted = []
+    for n in range(60_000):  # twice the rate
+        clock.now = 1000.0 + n / 1000
+        if limit.allows():
+            assert duplicates.is_new(f"id{n}")
+            accepted.append(n)
+    assert len(accepted) > 30_000
+    assert not any(duplicates.is_new(f"id{n}") for n in accepted)
 
 
 def test_a_forgotten_id_is_new(clock: Clock) -> None:
     """And another one is not."""
-    duplicates = Duplicates(clock)
+    duplicates = Duplicates(MANY, clock)
     assert duplicates.is_new("a") and duplicates.is_new("b")
     duplicates.forget("a")
     duplicates.forget("never seen")
@@ -280,7 +297,7 @@ def test_a_rate_limit_lets_a_burst_and_then_its_rate_through(clock: Clock) -> No
 
 def test_one_of_eight_threads_is_first() -> None:
     """The same id from many threads at once is new for one of them."""
-    duplicates, first = Duplicates(), []
+    duplicates, first = Duplicates(MANY), []
     start = threading.Barrier(8)
 
     def ask() -> None:
