@@ -39,10 +39,14 @@ class _Part(BaseModel):
 
 
 class Promoted(_Part):
-    """The bundle that a recipe serves instead of the configuration's; `previous` None: before it, the configuration's."""
+    """The bundle that a recipe serves instead of the configuration's; `previous` None: before it, the configuration's.
+
+    `earlier`: what was promoted before `previous`, oldest first.
+    """
 
     bundle: Path
     previous: Path | None = None
+    earlier: tuple[Path, ...] = ()
 
 
 class Overrides(_Part):
@@ -63,7 +67,10 @@ class Overrides(_Part):
     def promoting(self, number: int, bundle: Path) -> Overrides:
         """From now on the recipe serves this bundle; `rolled_back` undoes it."""
         before = self.bundles.get(number)
-        promoted = Promoted(bundle=bundle, previous=before.bundle if before is not None else None)
+        promoted = Promoted(bundle=bundle)
+        if before is not None:
+            earlier = before.earlier if before.previous is None else (*before.earlier, before.previous)
+            promoted = Promoted(bundle=bundle, previous=before.bundle, earlier=earlier)
         return self.model_copy(update={"bundles": {**self.bundles, number: promoted}})
 
     def rolled_back(self, number: int) -> Overrides | None:
@@ -73,7 +80,8 @@ class Overrides(_Part):
             return None
         bundles = {other: promoted for other, promoted in self.bundles.items() if other != number}
         if now.previous is not None:
-            bundles[number] = Promoted(bundle=now.previous)
+            *earlier, previous = now.earlier or (None,)
+            bundles[number] = Promoted(bundle=now.previous, previous=previous, earlier=tuple(earlier))
         return self.model_copy(update={"bundles": bundles})
 
     def without_what_changed(self, before: Config, after: Config) -> Overrides:

@@ -83,14 +83,19 @@ def test_whatever_the_file_holds(tmp_path_factory: pytest.TempPathFactory, conte
 
 
 def test_promotions_are_undone_one_by_one() -> None:
-    """To the one before, then to the configuration's; other recipes are not touched."""
-    promoted = Overrides().promoting(2, Path("/x")).promoting(1, Path("/a")).promoting(1, Path("/b"))
-    assert promoted.bundles[1] == Promoted(bundle=Path("/b"), previous=Path("/a"))
-    once = promoted.rolled_back(1)
-    assert once is not None and once.bundles[1] == Promoted(bundle=Path("/a"))
-    twice = once.rolled_back(1)
-    assert twice is not None and set(twice.bundles) == {2}
-    assert twice.rolled_back(1) is None
+    """To the one before, at last to the configuration's; other recipes are not touched."""
+    found: Overrides | None = Overrides().promoting(2, Path("/x"))
+    stages = [found]
+    for path in ("/a", "/b", "/c", "/d"):
+        assert found is not None
+        found = found.promoting(1, Path(path))
+        stages.append(found)
+    assert found is not None and found.bundles[1].bundle == Path("/d") and found.bundles[1].previous == Path("/c")
+    for stage in reversed(stages[:-1]):
+        assert found is not None
+        found = found.rolled_back(1)
+        assert found == stage  # as if it had never been promoted: what a failed promotion leaves behind, too
+    assert found is not None and found.rolled_back(1) is None and set(found.bundles) == {2}
 
 
 def test_the_file_has_the_last_word_where_it_was_edited() -> None:
