@@ -192,7 +192,8 @@ def graph_cost(model: bytes, hw: tuple[int, int]) -> GraphCost:
     for operator, inputs, output in _profile(model, np.zeros((1, *hw, 3), np.uint8)):
         macs = _macs(operator, inputs, output)
         activations += math.prod(inputs[0]) + math.prod(output) if macs else 0
-        if operator.startswith("Conv") and inputs[0][1] == 1:  # errors and grey pictures; the network sees colours
+        # Errors and grey pictures, and what makes them; the network sees and shows colours.
+        if operator.startswith("Conv") and 1 in (inputs[0][1], output[1]):
             tail += macs
         else:
             network += macs

@@ -135,20 +135,25 @@ def test_operations_of_what_is_no_graph() -> None:
 
 
 def test_graph_is_network_and_tail(small_graph) -> None:
-    """The tail are the two smoothing convolutions over one channel, the small ones of the gradients, and the filters of the
-    patches; the network is what torch says it is."""
+    """The tail are the convolutions that take cells, those of the gradients, the filters of the patches, the two that smooth, and
+    those that draw maps out to twice their size; the network is what torch says it is."""
     import torch
 
     height, width = small_graph.hw
     cost = graph_cost(small_graph.onnx, small_graph.hw)
     taps = small_graph.graph.error_map.taps.numel()
-    rows = height + taps - 1  # the first goes along the rows of the padded picture
-    smoothing = taps * width * (rows + height)
-    # Two kernels of 3 x 3 over picture and reconstruction, at full, half and quarter size.
-    gradients = sum(2 * 2 * 9 * (height >> scale) * (width >> scale) for scale in range(3))
-    # 25 filters of 5 x 5 at half and quarter size.
-    patches = sum(25 * 25 * (height // scale) * (width // scale) for scale in (2, 4))
-    assert cost.tail_gflop == pytest.approx(2 * (smoothing + gradients + patches) / 1e9)
+    h, w = height // 2, width // 2  # the map's cells
+    rows = h + taps - 1  # the first goes along the rows of the padded map
+    smoothing = taps * w * (rows + h)
+    # One kernel of 2 x 2 over three colours of picture, reconstruction and their difference.
+    cells = 3 * 3 * 4 * h * w
+    # Two kernels of 3 x 3 over the cells of both, at their size and half of it.
+    gradients = sum(2 * 2 * 9 * (h >> scale) * (w >> scale) for scale in range(2))
+    # 25 filters of 5 x 5 at the same two.
+    patches = sum(25 * 25 * (h >> scale) * (w >> scale) for scale in range(2))
+    # Four kernels of 3 x 3 make four values of one: the half-size sum, and the heatmap.
+    doubling = 4 * 9 * (h * w + (h // 2) * (w // 2))
+    assert cost.tail_gflop == pytest.approx(2 * (smoothing + cells + gradients + patches + doubling) / 1e9)
     macs = 2 * small_graph.graph.network.whole.basis.numel()  # onto the basis and back
 
     def count(layer: torch.nn.Conv2d, _: object, output: torch.Tensor) -> None:
