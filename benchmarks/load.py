@@ -127,7 +127,7 @@ def main() -> int:
     rows = []
     with (
         tempfile.TemporaryDirectory(prefix="flawline-load-", dir="/var/tmp") as folder,
-        mosquitto() as broker,
+        mosquitto("set_tcp_nodelay true") as broker,  # as our example has it
     ):
         for cameras in [int(each) for each in given.cameras.split(",")]:
             below = Path(folder) / f"{cameras}"
@@ -138,7 +138,7 @@ def main() -> int:
     text = (
         f"{platform.processor() or platform.machine()}, {cores} core{'s' * (cores != 1)}, {datetime.now(timezone.utc):%Y-%m-%d},"
         f" commit {_commit()}; the shipped bundle (0.33 M parameters, 128 x 96 px), OpenVINO fp32, {given.threads} thread"
-        f"{'s' * (given.threads != 1)}, deadline {DEADLINE_MS} ms; station, mosquitto and PLC on the same cores.\n\n"
+        f"{'s' * (given.threads != 1)}, deadline {DEADLINE_MS} ms; station, mosquitto (set_tcp_nodelay) and PLC on the same cores.\n\n"
         f"{table(rows)}\n\n{overhead_lines(daemon)}"
     )
     print(f"\n{text}")
