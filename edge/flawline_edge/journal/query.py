@@ -106,15 +106,21 @@ def read_history(
 
 def count_undelivered(connection: sqlite3.Connection, settled: set[Key]) -> int:
     """Verdicts on the disk that no broker has acknowledged, less those that are `settled` in memory."""
-    [count] = connection.execute(
-        "SELECT count(*) FROM records INDEXED BY by_delivery WHERE delivered = 0 AND result IS NOT NULL"
-    ).fetchone()
-    for boot, seq in settled:
-        count -= connection.execute(
-            "SELECT count(*) FROM boots JOIN records ON id = (number << ?) | ?"
-            " WHERE boot = ? AND delivered = 0 AND result IS NOT NULL",
-            (SEQ_BITS, seq, boot),
-        ).fetchone()[0]
+    connection.execute(
+        "BEGIN"
+    )  # one look: what is settled may be written in the midst of it, and would not be taken off
+    try:
+        [count] = connection.execute(
+            "SELECT count(*) FROM records INDEXED BY by_delivery WHERE delivered = 0 AND result IS NOT NULL"
+        ).fetchone()
+        for boot, seq in settled:
+            count -= connection.execute(
+                "SELECT count(*) FROM boots JOIN records ON id = (number << ?) | ?"
+                " WHERE boot = ? AND delivered = 0 AND result IS NOT NULL",
+                (SEQ_BITS, seq, boot),
+            ).fetchone()[0]
+    finally:
+        connection.rollback()
     return int(count)
 
 
