@@ -26,8 +26,11 @@ from typing import Any
 
 import cv2
 import yaml
+from benchmarks.accuracy.runs import git_commit
+from benchmarks.accuracy.tables import write_between_markers
 from tests.edge.mosquitto import Mosquitto, mosquitto
 
+from flawline_edge.status_file import HEALTHY_STATES, StatusError, read_status
 from flawline_inspect.bundle import Bundle
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -35,6 +38,7 @@ RESULTS = ROOT / "benchmarks" / "RESULTS.md"
 BEGIN, END = "<!-- load:begin -->", "<!-- load:end -->"
 BUNDLE = ROOT / "edge" / "flawline_edge" / "demo.flawline"
 """0.33 M parameters, smaller than `--preset nano`."""
+SOURCES = ("inspect", "engines", "edge")
 CAMERAS = (1, 2, 4, 8)
 DEADLINE_MS = 200
 FIRST_RATE, HIGHEST_RATE = 20.0, 2000.0
@@ -137,17 +141,13 @@ def main() -> int:
     cores = len(os.sched_getaffinity(0))
     text = (
         f"{platform.processor() or platform.machine()}, {cores} core{'s' * (cores != 1)}, {datetime.now(timezone.utc):%Y-%m-%d},"
-        f" commit {_commit()}; the shipped bundle (0.33 M parameters, 128 x 96 px), OpenVINO fp32, {given.threads} thread"
+        f" commit {git_commit(SOURCES)}; the shipped bundle (0.33 M parameters, 128 x 96 px), OpenVINO fp32, {given.threads} thread"
         f"{'s' * (given.threads != 1)}, deadline {DEADLINE_MS} ms; station, mosquitto (set_tcp_nodelay) and PLC on the same cores.\n\n"
         f"{table(rows)}\n\n{overhead_lines(daemon)}"
     )
     print(f"\n{text}")
     if given.write:
-        before, _, rest = RESULTS.read_text(encoding="utf-8").partition(BEGIN)
-        _, marker, after = rest.partition(END)
-        if not marker:
-            raise SystemExit(f"{RESULTS}: expected a line {BEGIN} and, behind it, a line {END}")
-        RESULTS.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}", encoding="utf-8")
+        write_between_markers(RESULTS, text, begin=BEGIN, end=END)
     return 0 if all(highest is not None for _, highest, _ in rows) else 1
 
 
@@ -195,8 +195,6 @@ def _config(folder: Path, port: int, cameras: int, threads: int) -> Path:
 
 @contextlib.contextmanager
 def _running(config: Path) -> Iterator[None]:
-    from flawline_edge.status_file import HEALTHY_STATES, StatusError, read_status
-
     process = subprocess.Popen(_command("run", "--config", config), env=_environment(), stderr=subprocess.DEVNULL)
     try:
         until = time.monotonic() + READY_S
@@ -228,13 +226,6 @@ def _flawline(*arguments: object) -> subprocess.CompletedProcess[str]:
     if not done.stdout.strip():
         raise SystemExit(f"flawline {arguments[0]} ended with {done.returncode}: {done.stderr.strip()[-500:]}")
     return done
-
-
-def _commit() -> str:
-    done = subprocess.run(
-        ["git", "rev-parse", "--short=10", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    return done.stdout.strip()
 
 
 if __name__ == "__main__":

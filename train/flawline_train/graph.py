@@ -180,10 +180,6 @@ class ErrorMap(nn.Module):
         """What the patches are cut from, (B, 1, H / 2, W / 2)."""
         return log_ratio(grey_cells(x), _usual(grey_cells(found.expected), found))
 
-    def divisors(self, channels: Tensor) -> Tensor:
-        """What each picture's `channels` (B, C, h, w) are divided by, (B, C, 1, 1)."""
-        return (channels.mean((2, 3), keepdim=True) + self.floors.view(1, -1, 1, 1)).sqrt()
-
     def smooth(self, errors: Tensor) -> Tensor:
         """(B, 1, h, w) → the same, by two one-dimensional convolutions."""
         radius = self.taps.numel() // 2
