@@ -197,6 +197,14 @@ class Inspector:
                 self.bundle.model_id,
                 *frame.trained_wh,
             )
+        regions = self.rule.regions
+        if regions is not None and not regions.fits(placement):
+            _log.warning(
+                "the mask in regions.ignore of recipe %d is not of the size of the camera's picture, %dx%d: its area rule is not "
+                "applied; draw the mask on a picture of this camera",
+                self.number,
+                *placement.picture_wh,
+            )
 
     def _self_test(self, engine: Engine) -> None:
         """Raises `EngineError` for an engine that must not serve."""

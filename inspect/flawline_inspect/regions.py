@@ -7,7 +7,6 @@ of them. A rule may lower a NotOK to OK, and nothing else; what it cannot be app
 from __future__ import annotations
 
 import hashlib
-import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,8 +18,6 @@ from flawline_inspect.errors import InputError
 from flawline_inspect.frame import Placement, read_picture
 
 __all__ = ["RegionRule"]
-
-_log = logging.getLogger(__name__)
 
 _CONNECTIVITY = 8  # a scratch runs diagonally, too
 
@@ -55,17 +52,15 @@ class RegionRule:
         ignored = np.asarray(colours.astype(np.bool_).any(2), np.bool_)
         return cls(level, min_area_px, ignored, hashlib.sha256(mask.read_bytes()).hexdigest())
 
+    def fits(self, placement: Placement) -> bool:
+        """Whether the mask, if there is one, has the size of the camera's picture; else the rule is not applied."""
+        return self.ignored is None or self.ignored.shape[::-1] == placement.picture_wh
+
     def lowers(self, heatmap: NDArray[np.float32], placement: Placement, threshold: float) -> bool:
         """Whether a part above the threshold is good all the same: none of its regions counts, and the rule is the reason."""
         heat = placement.heatmap_to_camera(heatmap)
-        if self.ignored is not None and self.ignored.shape != heat.shape:
-            _log.warning(
-                "regions.ignore has %dx%d pixels and the camera's picture %dx%d: the area rule is not applied; draw the mask on a "
-                "picture of this camera",
-                *self.ignored.shape[::-1],
-                *heat.shape[::-1],
-            )
-            return False
+        if not self.fits(placement):
+            return False  # nobody knows what the mask was drawn on
         hot = heat > np.float32(threshold if self.level is None else self.level)
         if self.level is None and not hot.any():
             return (

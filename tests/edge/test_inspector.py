@@ -69,7 +69,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch, scores: Callable[[NDArray[np.float32]
 # --- judging -----------------------------------------------------------------------------------------------------
 
 
-def test_the_recipe_s_area_rule_is_applied(bundle: Path, tmp_path: Path) -> None:
+def test_the_recipe_s_area_rule_is_applied(bundle: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A part whose whole picture is hot, 48 x 48 camera pixels: too small a region, or one that the mask leaves out, is OK."""
     mask = np.full((48, 48), 255, np.uint8)
     cv2.imwrite(str(tmp_path / "all.png"), mask)
@@ -87,6 +87,11 @@ def test_the_recipe_s_area_rule_is_applied(bundle: Path, tmp_path: Path) -> None
         with Inspector(3, recipe, ORT, public_key=None) as opened:
             decision = opened.judge(picture(BAD_LEVEL)).decision
         assert (decision.result, decision.score) == (result, pytest.approx(6.0)), regions
+    cv2.imwrite(str(tmp_path / "small.png"), mask[:24])
+    recipe = RecipeConfig.model_validate({"bundle": bundle, "regions": {"ignore": tmp_path / "small.png"}})
+    with Inspector(3, recipe, ORT, public_key=None) as opened:
+        assert {opened.judge(picture(BAD_LEVEL)).decision.result for _ in range(3)} == {Result.NOT_OK}
+    assert caplog.text.count("regions.ignore of recipe 3 is not of the size of the camera's picture, 48x48") == 1
     recipe = RecipeConfig.model_validate({"bundle": bundle, "regions": {"ignore": tmp_path / "gone.png"}})
     with pytest.raises(PictureError, match=r"gone\.png"):
         Inspector(3, recipe, ORT, public_key=None)
