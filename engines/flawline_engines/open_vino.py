@@ -100,6 +100,8 @@ class OpenVinoEngine:
                 config: dict[str, Any] = {
                     "PERFORMANCE_HINT": _PERFORMANCE_HINTS[self._hint],
                     "INFERENCE_PRECISION_HINT": precision,
+                    # Pinned threads, OpenVINO's default, wait for whatever else runs on their core (benchmarks/LOG.md).
+                    "ENABLE_CPU_PINNING": False,
                 }
                 if self._threads:
                     config["INFERENCE_NUM_THREADS"] = self._threads
