@@ -247,13 +247,7 @@ class Connection:
         return len(self._in_flight) + self._between + n <= self._limit
 
     def _publish(self, message: Message) -> bool:
-        properties = None
-        if self.is_mqtt5 and (message.expiry_s is not None or message.correlation is not None):
-            properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
-            if message.expiry_s is not None:
-                properties.MessageExpiryInterval = message.expiry_s
-            if message.correlation is not None:
-                properties.CorrelationData = message.correlation
+        properties = _properties(message.expiry_s, message.correlation) if self.is_mqtt5 else None
         sent_at = time.monotonic()
         try:
             info = self._client.publish(message.topic, message.payload, message.qos, message.retain, properties)
@@ -393,6 +387,18 @@ class Connection:
         for reason in reasons:
             if reason.is_failure:
                 self.report_once(f"the broker refuses a subscription ({reason}); check its access rules")
+
+
+@functools.lru_cache(maxsize=8)  # paho takes a tenth of a millisecond to make them, and verdicts all have the same
+def _properties(expiry_s: int | None, correlation: bytes | None) -> Properties | None:
+    if expiry_s is None and correlation is None:
+        return None
+    properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+    if expiry_s is not None:
+        properties.MessageExpiryInterval = expiry_s
+    if correlation is not None:
+        properties.CorrelationData = correlation
+    return properties
 
 
 def tls_context(tls: TlsConfig, key_password: str | None) -> ssl.SSLContext:

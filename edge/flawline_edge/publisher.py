@@ -154,13 +154,25 @@ class Publisher:
             self._state = state
             self._send(self._messages.state(state))
 
-    def publish_verdict(self, verdict: Verdict, *, until: float | None = None, camera: str = "") -> bool:
-        """Send a verdict live, at most once. `until` (monotonic, s): how long to wait for a broker that is behind.
+    def messages_of(self, verdict: Verdict, camera: str = "") -> list[Message]:
+        """What `publish_verdict` sends, for who has the time to make it beforehand."""
+        return self._messages.verdict(verdict, camera)
+
+    def publish_verdict(
+        self,
+        verdict: Verdict,
+        *,
+        until: float | None = None,
+        camera: str = "",
+        messages: Sequence[Message] | None = None,
+    ) -> bool:
+        """Send a verdict live, at most once. `until` (monotonic, s): how long to wait for a broker that is behind. `messages`: what
+        `messages_of` made of it, if it has been asked.
 
         Returns False when it was not sent: no connection, or one whose broker is behind. It is then routed to history
         in the journal, as it is when the connection is lost before the acknowledgement.
         """
-        if self._send(*self._messages.verdict(verdict, camera), limited=True, until=until):
+        if self._send(*(messages or self.messages_of(verdict, camera)), limited=True, until=until):
             return True
         self._not_delivered([(verdict.boot, verdict.seq)])
         return False

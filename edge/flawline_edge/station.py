@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import fcntl
 import logging
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -45,6 +46,8 @@ _log = logging.getLogger(__name__)
 CONNECT_WAIT_S = 5.0
 """How long a start waits for the broker: verdicts made before it is there would only go to history."""
 DRAIN_S = 10.0
+SWITCH_INTERVAL_S = 0.0005
+"""After so long a thread that computes in Python gives way to one that waits; 5 ms, Python's own, is more than a verdict takes here."""
 _ALARMS = ("camera", "engine", "health", "journal")
 _BEST_FIRST = ("ready", "paused", "starting", "fault", "over")
 """A station is in the best state that any of its cameras is in."""
@@ -123,6 +126,7 @@ class Station:
         directory in use.
         """
         config = self.config
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
         with ExitStack() as stack:
             stack.enter_context(_locked(config.state_dir))
             stack.enter_context(self._operations)

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from flawline_edge.cameras import CameraFrame
 from flawline_edge.inspector import Inspector, Judgement
 from flawline_edge.journal import Accepted, Journal, JournalError
+from flawline_edge.messages import Message
 from flawline_edge.publisher import Publisher
 from flawline_edge.trigger import DeadlineClock, Terms, Trigger
 from flawline_inspect.clock import wall_clock
@@ -242,11 +243,13 @@ class VerdictPath:
         verdict = self._verdict(trigger, decision, frame)
         before = time.monotonic()
         commit = self._journal.decide(verdict)
+        messages = self._publisher.messages_of(verdict, self._level(trigger))  # while the disk works
         refused = False
         try:
             commit.result(timeout=max(0.0, trigger.deadline - before))
         except JournalError:
             verdict, refused = self._unjournaled(trigger, verdict, frame), True
+            messages = self._publisher.messages_of(verdict, self._level(trigger))
         except FutureTimeoutError:
             pass  # the deadline clock has the trigger by now, or takes it in the next instant
         else:
@@ -258,7 +261,7 @@ class VerdictPath:
             if in_time:
                 if refused:  # the journal keeps what goes out and writes it when the disk is back
                     self._journal.decide(verdict, overrules=True)
-                self._publish(trigger, verdict, until=trigger.deadline)
+                self._publish(trigger, verdict, until=trigger.deadline, messages=messages)
         if in_time:
             # A frame that waited in the camera is not the daemon's overhead: count from the start of its journey here.
             began = max(trigger.started, frame.arrived_monotonic if frame is not None else trigger.started)
@@ -286,9 +289,19 @@ class VerdictPath:
         self._journal.decide(verdict, overrules=True)
         self._tell(Inspection(verdict, None, None, camera=trigger.camera))
 
-    def _publish(self, trigger: Trigger, verdict: Verdict, *, until: float | None = None) -> None:
-        camera = trigger.camera if self._with_cameras else ""
-        self._publisher.publish_verdict(verdict, until=until, camera=camera)
+    def _publish(
+        self,
+        trigger: Trigger,
+        verdict: Verdict,
+        *,
+        until: float | None = None,
+        messages: Sequence[Message] | None = None,
+    ) -> None:
+        self._publisher.publish_verdict(verdict, until=until, camera=self._level(trigger), messages=messages)
+
+    def _level(self, trigger: Trigger) -> str:
+        """The camera's level in the verdict's topic, if there is one."""
+        return trigger.camera if self._with_cameras else ""
 
     def _unjournaled(self, trigger: Trigger, verdict: Verdict, frame: CameraFrame | None) -> Verdict:
         """The disk refused. By policy the verdict goes out all the same, or becomes Undefined `journal`."""

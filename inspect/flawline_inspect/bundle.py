@@ -395,9 +395,15 @@ class Bundle:
 
         Raises `HealthError` for what cannot be judged, and `PictureError` as `fit_picture` does.
         """
-        frame, placement = fit_picture(picture, self.frame, roi)
+        frame, placement = self.fit_unchecked(picture, roi)
         self.health.check(frame, placement)
         return frame, placement
+
+    def fit_unchecked(
+        self, picture: NDArray[np.generic], roi: Roi | None = None
+    ) -> tuple[NDArray[np.uint8], Placement]:
+        """The same for those who hold its health against `self.health` meanwhile."""
+        return fit_picture(picture, self.frame, roi)
 
     def golden(self) -> Iterator[Golden]:
         """The golden pictures, good ones first, decoded one at a time."""

@@ -78,7 +78,19 @@ class Outside:
         self.meanwhile(timeout_s)
         raise JournalError("the disk is full")
 
-    def publish_verdict(self, verdict: Verdict, *, until: float | None = None, camera: str = "") -> bool:
+    @staticmethod
+    def messages_of(verdict: Verdict, camera: str = "") -> list[Verdict]:
+        return [verdict]
+
+    def publish_verdict(
+        self,
+        verdict: Verdict,
+        *,
+        until: float | None = None,
+        camera: str = "",
+        messages: list[Verdict] | None = None,
+    ) -> bool:
+        assert messages in (None, [verdict]), "what was made beforehand is of another verdict"
         self.published.setdefault(verdict.seq, []).append((self.time.now, verdict))
         return True
 
@@ -211,7 +223,7 @@ def test_a_verdict_does_not_overtake_the_one_before_it(before: str) -> None:
     made = make_path(outside, journal_required=False)
     held, go_on, gone = threading.Event(), threading.Event(), []
 
-    def publish_verdict(verdict: Verdict, *, until: float | None = None, camera: str = "") -> bool:
+    def publish_verdict(verdict: Verdict, **_: object) -> bool:
         if verdict.seq == 1:
             held.set()
             assert go_on.wait(WAIT_S)
