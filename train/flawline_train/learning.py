@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -86,7 +87,7 @@ def _learn_own(options: TrainOptions, material: Material, budget: Budget, listen
         raise TrainingInterruptedError(
             f"training was interrupted after {result.steps} steps, too early to have learnt anything; {options.output} was not written"
         )
-    calibration = (calibrate if crop is None else calibrate_texture)(
+    calibration = (partial(calibrate, learnt=frames) if crop is None else calibrate_texture)(
         network,
         material.held_out_frames,
         placement,

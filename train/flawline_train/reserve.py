@@ -8,7 +8,7 @@ __all__ = ["end_of_fit", "has_time_for_report"]
 
 _RESERVE_S = 14.0
 """Kept for export and writing."""
-_RESERVE_PER_PICTURE_S = 0.04
+_RESERVE_PER_PICTURE_S = 0.06
 _RESERVE_PER_TILE_S = 0.02
 """Beyond the first: a quarter of the pictures, golden and shown ones go through the network whole."""
 _RESERVE_PER_READING = 40.0
