@@ -259,9 +259,11 @@ def test_a_broker_that_is_behind_gets_no_more_live_verdicts(broker: Mosquitto, j
 
 
 def test_who_waits_for_a_broker_that_is_behind_is_not_overtaken(
-    broker: Mosquitto, journal: Journal, station: Any
+    broker: Mosquitto, journal: Journal, station: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A flood of refusals, which do not wait, leaves the first room to the verdict that does; and those that wait keep their order."""
+    # One that is on its way takes room and gives it back.
+    monkeypatch.setattr(publisher_module, "HEARTBEAT_S", 1000.0)
     publisher = online(station(broker.port, journal))
     broker.freeze()
     seq = 1
