@@ -262,15 +262,16 @@ def test_who_waits_for_a_broker_that_is_behind_is_not_overtaken(
     broker: Mosquitto, journal: Journal, station: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A flood of refusals, which do not wait, leaves the first room to the verdict that does; and those that wait keep their order."""
-    # One that is on its way takes room and gives it back.
     monkeypatch.setattr(publisher_module, "HEARTBEAT_S", 1000.0)
     publisher = online(station(broker.port, journal))
+    connection = publisher.connection
+    assert connection is not None
+    # What is on its way takes room and gives it back: the first heartbeat, state and alarms.
+    until(lambda: publisher._beats == 1 and not connection._in_flight and not connection._between)
     broker.freeze()
     seq = 1
     while publisher.publish_verdict(verdict(seq)):
         seq += 1
-    connection = publisher.connection
-    assert connection is not None
     waiting: list[threading.Thread] = []
     gone: list[int] = []
 
