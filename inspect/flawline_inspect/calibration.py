@@ -64,20 +64,25 @@ def fit_spread(errors: NDArray[np.float32]) -> GoodSpread:
     return _shrunk(values.mean(0), values.var(0, ddof=1), len(values))
 
 
-def leave_one_out(errors: NDArray[np.float32], parts: Sequence[Hashable] | None = None) -> NDArray[np.float32]:
-    """Heatmaps (n, H, W) of the same pictures, each standardised by those of the other parts.
+def leave_one_out(
+    errors: NDArray[np.float32],
+    parts: Sequence[Hashable] | None = None,
+    others: NDArray[np.float32] | None = None,
+) -> NDArray[np.float32]:
+    """Heatmaps (k, H, W) of the same pictures, each standardised by those of the other parts.
 
-    `parts`: which part each of the n pictures shows; every picture another one where None. Mean and variance
-    without a part follow from those with all (Chan, Golub & LeVeque 1983, backwards), so this costs n passes over single maps
-    and not n passes over the whole stack. Raises `InputError` when fewer than 2 pictures of other parts remain.
+    `parts`: which part each of the k pictures shows; every picture another one where None. `others` (m, H, W): error maps of
+    pictures of none of these parts, which count for each of them. Mean and variance
+    without a part follow from those with all (Chan, Golub & LeVeque 1983, backwards), so this costs k passes over single maps
+    and not k passes over the whole stack. Raises `InputError` when fewer than 2 pictures of other parts remain.
     """
-    values = _checked(errors)
+    values = _checked(errors if others is None else np.concatenate([errors, others]))
     n = len(values)
     mean, squares = values.mean(0), values.var(0) * n
     members: dict[Hashable, list[int]] = {}
-    for i, part in enumerate(range(n) if parts is None else parts):
+    for i, part in enumerate(range(len(errors)) if parts is None else parts):
         members.setdefault(part, []).append(i)
-    out = np.empty(values.shape, np.float32)
+    out = np.empty(errors.shape, np.float32)
     for indices in members.values():
         own = values[indices]
         m, rest = len(own), n - len(own)
@@ -86,8 +91,8 @@ def leave_one_out(errors: NDArray[np.float32], parts: Sequence[Hashable] | None 
         others_mean = (n * mean - own.sum(0)) / rest
         between = m * rest / n * (own.mean(0) - others_mean) ** 2
         others_squares = squares - own.var(0) * m - between
-        others = _shrunk(others_mean, np.maximum(others_squares / (rest - 1), 0.0), rest)
-        out[indices] = others.standardise(own.astype(np.float32))
+        good = _shrunk(others_mean, np.maximum(others_squares / (rest - 1), 0.0), rest)
+        out[indices] = good.standardise(own.astype(np.float32))
     return out
 
 

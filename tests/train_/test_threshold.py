@@ -116,6 +116,8 @@ def test_a_promised_threshold_already_has_room_for_the_suspect() -> None:
         pytest.param([*CALM, 101.0], (9,), id="far and alone"),
         pytest.param([101.0, *CALM], (0,), id="wherever it stands"),
         pytest.param([*CALM, 17.0], (), id="alone, but not far"),
+        pytest.param([2.1, 2.2, 2.7, 3.1, 4.2, 4.6, 5.4, 6.0, 7.1, 44.1], (9,), id="less far, but quite alone"),
+        pytest.param([2.1, 2.2, 2.7, 3.1, 4.2, 4.6, 5.4, 6.0, 12.1, 44.1], (), id="less far, and not alone enough"),
         pytest.param([*CALM, 60.0, 101.0], (), id="two of eleven are no accident"),
         pytest.param([*CALM * 5, 95.0, 101.0], (45, 46), id="two of forty-seven are"),
         pytest.param([*CALM * 5, 20.0, 37.0, 101.0], (47,), id="only what stands alone"),

@@ -28,7 +28,7 @@ FLOOR_SHARE = 0.1
 SMALLEST_FLOOR = 1e-6
 """Also where all of them are: below the rounding of float32 there is nothing to compare."""
 MOST_LEARNT = 500
-"""Pictures that were learnt from, evenly over all of them, whose error maps tell what is usual: more cost time and tell nothing new."""
+"""Pictures that were learnt from, evenly over all of them, whose error maps help to tell what is usual: more take time for nothing."""
 SMALLEST_SPREAD = 1e-3
 """Of an error, relative to the root of its mean: of five real sets the smallest is 0.025. A network that has learnt nothing yet gives
 back what it gets, and the spread of its error is that of rounding, which is another one on every engine."""
@@ -36,9 +36,9 @@ back what it gets, and the spread of its error is that of rounding, which is ano
 
 @dataclass(frozen=True, slots=True)
 class MapCalibration:
-    """`scores` (n,) are those of the n pictures, each by maps without its part; `good` are the maps for the graph: those of pictures
-    that were learnt from, or over all n but skipped suspects. `parts` are the held-out parts in the order of their pictures,
-    `part_scores` their largest scores, from which `threshold` follows."""
+    """`scores` (n,) are those of the n pictures, each by maps without its part; `good` are the maps for the graph, over all n but
+    skipped suspects, and over what was learnt from. `parts` are the held-out parts in the order of their pictures, `part_scores`
+    their largest scores, from which `threshold` follows."""
 
     good: GoodSpread
     scores: NDArray[np.float32]
@@ -145,10 +145,9 @@ def calibrate(
 ) -> Calibration:
     """Calibrate with held-out good `frames` (n, H, W, 3). Deterministic; in float32 whatever training used.
 
-    `learnt` (m, H, W, 3): what the network has learnt from. Where an error is usual, and how much it varies there, is then taken
-    from up to `MOST_LEARNT` of these: three times as many parts as are held out, and the held-out ones' scores are by maps that
-    they have no part in. Their errors are smaller than those of new parts, but at the same places. Without it the maps are
-    those of the held-out pictures.
+    `learnt` (m, H, W, 3): what the network has learnt from. Up to `MOST_LEARNT` of these tell where an error is usual, too, and how
+    much it varies there: their errors are smaller than those of new parts, but at the same places, and there are three times as
+    many. No weight and no score is taken from them.
 
     `parts`: the part's name for each of the n frames, every one another part where None. `doubted`: parts that may not be good;
     they shape neither weights nor spread, and are suspects of the threshold. `keep_suspects` and
@@ -160,10 +159,8 @@ def calibrate(
     names = [str(i) for i in range(len(frames))] if parts is None else list(parts)
     look = Look(network, light, device)
     trusted = without(np.array(names), doubted)
-    if learnt is None or len(learnt) < MIN_CALIBRATION_PICTURES:
-        shown = frames[:0]
-    else:
-        shown = learnt[np.linspace(0, len(learnt) - 1, min(len(learnt), MOST_LEARNT)).astype(np.intp)]
+    shown = frames[:0] if learnt is None else learnt
+    shown = shown[np.linspace(0, len(shown) - 1, min(len(shown), MOST_LEARNT)).astype(np.intp)]
 
     def told(done: int) -> None:
         if on_progress is not None:
@@ -178,14 +175,14 @@ def calibrate(
         trusted,
         on_progress=lambda done, _: told(done),
     )
-    usual = [np.empty((0, *combined.shape[1:]), np.float32)]
+    seen = [np.empty((0, *combined.shape[1:]), np.float32)]
     for x, found in look.at(shown):
-        usual.append(error_map(x, found)[:, 0].cpu().numpy())
-        told(len(frames) + sum(map(len, usual)))
+        seen.append(error_map(x, found)[:, 0].cpu().numpy())
+        told(len(frames) + sum(map(len, seen)))
     maps = calibrate_maps(
         combined,
         placement,
-        usual=fit_spread(np.concatenate(usual)) if len(shown) else None,
+        learnt=np.concatenate(seen),
         false_reject_target=false_reject_target,
         parts=parts,
         doubted=doubted,
@@ -204,12 +201,12 @@ def calibrate_maps(
     doubted: Collection[str] = (),
     keep_suspects: bool = False,
     cross_fitted: NDArray[np.floating] | None = None,
-    usual: GoodSpread | None = None,
+    learnt: NDArray[np.float32] | None = None,
     cell: int = CELL,
 ) -> MapCalibration:
     """Calibrate with the raw error maps (n, h, w) of held-out good pictures, whoever made them, whose values are those of cells of
-    `cell` pixels a side. `usual`: of other good pictures, that of these where None, each then scored without its own part. Arguments
-    as in `calibrate`."""
+    `cell` pixels a side. `learnt` (m, h, w): those of pictures of other parts, which count for mean and spread and have no score.
+    Other arguments as in `calibrate`."""
     inside, top = _within(cells_of(placement.content, cell)), top_cells(placement, cell)
     names = np.array([str(i) for i in range(len(errors))] if parts is None else list(parts))
 
@@ -218,18 +215,19 @@ def calibrate_maps(
         return np.sort(values, 1)[:, -top:].mean(1, dtype=np.float32)
 
     def scored(kept: NDArray[np.bool_]) -> NDArray[np.float32]:
-        if usual is not None:
-            return judged(usual.standardise(errors))
         scores = np.empty(len(errors), np.float32)
-        scores[kept] = judged(leave_one_out(errors[kept], names[kept].tolist()))
+        scores[kept] = judged(leave_one_out(errors[kept], names[kept].tolist(), learnt))
         if not kept.all():
-            scores[~kept] = judged(fit_spread(errors[kept]).standardise(errors[~kept]))
+            scores[~kept] = judged(fitted(kept).standardise(errors[~kept]))
         return scores
+
+    def fitted(kept: NDArray[np.bool_]) -> GoodSpread:
+        return fit_spread(errors[kept] if learnt is None else np.concatenate([errors[kept], learnt]))
 
     return settle(
         names,
         scored,
-        lambda kept: usual or fit_spread(errors[kept]),
+        fitted,
         false_reject_target=false_reject_target,
         doubted=doubted,
         keep_suspects=keep_suspects,
