@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import numpy as np
 import yaml
 from benchmarks.accuracy.runs import git_commit
 from benchmarks.accuracy.tables import write_between_markers
@@ -174,7 +175,7 @@ def _config(folder: Path, port: int, cameras: int, threads: int) -> Path:
     pictures = folder / "parts"
     pictures.mkdir()
     for i, golden in enumerate(Bundle.open(BUNDLE).golden()):
-        cv2.imwrite(str(pictures / f"{i:03d}.png"), golden.raw)
+        cv2.imwrite(str(pictures / f"{i:03d}.png"), np.asarray(golden.raw, np.uint8))
     tree = {
         "station": f"load-{cameras}",
         "state_dir": "state",

@@ -33,6 +33,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 _ONE_AFTER_THE_OTHER = {"acceptance": "station", "edge": "station", "faults": "station", "engines": "engines"}
 """Tests of stations keep time and must not compete with each other; those of engines share graphs that take long to make."""
+_NO_STATION = ("test_align.py", "test_bad_input.py", "test_train.py")
+"""Of acceptance: they train, and take the longest of all."""
 
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
@@ -79,8 +81,9 @@ def _has_gpu() -> bool:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Which process runs a test: the one that runs its group, which is its file but for the above."""
     for item in items:
-        folder = item.path.relative_to(ROOT / "tests").parts[0]
-        item.add_marker(pytest.mark.xdist_group(_ONE_AFTER_THE_OTHER.get(folder, item.path.name)))
+        folder, name = item.path.relative_to(ROOT / "tests").parts[0], item.path.name
+        group = name if name in _NO_STATION else _ONE_AFTER_THE_OTHER.get(folder, name)
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
