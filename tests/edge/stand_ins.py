@@ -26,7 +26,7 @@ from flawline_edge import station as station_module
 from flawline_edge.cameras import CameraFrame
 from flawline_edge.inspector import Inspector, Judgement
 from flawline_edge.journal import Journal
-from flawline_edge.messages import Command, Reply
+from flawline_edge.messages import Command, Message, Reply
 from flawline_edge.publisher import StationState
 from flawline_edge.station import Inspection, Station
 from flawline_inspect.bundle import MODEL, bundle_bytes
@@ -315,7 +315,17 @@ class Wire:
         if state.state == "ready":
             self.ready.set()
 
-    def publish_verdict(self, verdict: Verdict, *, until: float | None = None, camera: str = "") -> bool:
+    def messages_of(self, verdict: Verdict, camera: str = "") -> list[Message]:
+        return []
+
+    def publish_verdict(
+        self,
+        verdict: Verdict,
+        *,
+        until: float | None = None,
+        camera: str = "",
+        messages: Sequence[Message] | None = None,
+    ) -> bool:
         verdict.to_json()
         self.below.append(camera)
         self.verdicts.append((time.monotonic(), verdict))
